@@ -310,14 +310,15 @@ def _value_names(attribute: str, values: Any, names: Sequence[str] | None = None
         values = values.tolist()
     elif isinstance(values, str) or not hasattr(values, "__iter__"):
         raise InputError(NOT_SCALAR.format(attribute=attribute, shape=f"a single {type(values).__name__}"))
-    cache: dict[Hashable, str | None] = {}
+    cache: dict[tuple[type, Hashable], str | None] = {}  # by type too: True, 1 and 1.0 are equal as keys
     out = []
     for value in values:
         value = value.item() if isinstance(value, torch.Tensor | np.generic) else value
         try:
-            if value not in cache:
-                cache[value] = _name(attribute, value, names)
-            out.append(cache[value])
+            key = type(value), value
+            if key not in cache:
+                cache[key] = _name(attribute, value, names)
+            out.append(cache[key])
         except TypeError:  # NaN is hashable, pandas.NA compares to NA: neither may serve as a key
             out.append(_name(attribute, value, names))
     return out
@@ -332,7 +333,9 @@ def _name(attribute: str, value: Any, names: Sequence[str] | None) -> str | None
         if value.is_integer():
             value = int(value)  # integer codes turn into floats when a column has a missing value
     if isinstance(value, bool):
-        return str(value)
+        if names is None:
+            return str(value)
+        value = int(value)
     if isinstance(value, int):
         if value < 0:
             return None

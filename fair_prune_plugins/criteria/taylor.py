@@ -1,0 +1,98 @@
+"""First-order criteria: what a unit's removal would cost, per person, and how groups are put together.
+
+``s`` is the derivative of a person's loss by the unit's gate; removing the unit changes that loss by about ``-s``.
+Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019 (arXiv:1906.10771), eq. 8 is
+``square`` on one
+gate per channel.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import torch
+
+from fair_prune_plugins.criteria.registry import criterion
+from fair_prune_plugins.errors import InputError, ScoreError
+from fair_prune_plugins.statistics.store import UnitStatistics
+
+Statistic = Literal["absolute", "square", "signed"]
+
+SIGNED = (
+    "signed Taylor scores are driven to zero by training: on a trained model they say little about the effect of "
+    "removal, or the "
+    "opposite. Use statistic='absolute' or 'square'"
+)
+EMPTY_GROUP = (
+    "{groups}: no person (or only zero sample weights) in the statistics; a criterion over groups needs "
+    "people from each"
+)
+NOT_FINITE = "the statistics are not finite; collect them again"
+NO_GROUPS = "the statistics name no sensitive group; collect them with groups="
+
+
+def per_group(statistics: UnitStatistics, statistic: Statistic) -> torch.Tensor:
+    """Mean importance per person of every group, float64 ``[G, U]``: every group by its own count.
+
+    Raises:
+        ScoreError: there is no group, a group without people, or statistics that are not finite.
+        InputError: ``statistic`` is none of the three.
+    """
+    if not statistics.names:
+        raise ScoreError(NO_GROUPS)
+    empty = [n for n, w in zip(statistics.names, statistics.weight.tolist(), strict=True) if w <= 0]
+    if empty:
+        raise ScoreError(EMPTY_GROUP.format(groups=", ".join(empty)))
+    means = _picked(statistics.sum, statistics.absolute, statistics.square, statistic) / statistics.weight[:, None]
+    if not torch.isfinite(means).all():
+        # Said here, because a rank is finite whatever it is a rank of.
+        raise ScoreError(NOT_FINITE)
+    return means
+
+
+def _picked(signed: torch.Tensor, absolute: torch.Tensor, square: torch.Tensor, statistic: str) -> torch.Tensor:
+    if statistic == "absolute":
+        return absolute
+    if statistic == "square":
+        return square
+    if statistic == "signed":
+        warnings.warn(SIGNED, stacklevel=4)
+        return signed.abs()
+    raise InputError(f"statistic must be 'absolute', 'square' or 'signed', got {statistic!r}")
+
+
+@criterion(
+    "taylor",
+    summary="Mean absolute first-order effect of closing a unit, over all people: large groups count most.",
+    source="Molchanov et al., CVPR 2019, arXiv:1906.10771 (on gates)",
+)
+def taylor(statistics: UnitStatistics, *, statistic: Statistic = "absolute") -> torch.Tensor:
+    """Plain Taylor importance: the mean over all people, those of unknown group included."""
+    total = _picked(
+        statistics.sum.sum(0) + statistics.unknown_sum,
+        statistics.absolute.sum(0) + statistics.unknown_absolute,
+        statistics.square.sum(0) + statistics.unknown_square,
+        statistic,
+    )
+    return total / (statistics.weight.sum() + statistics.unknown_weight)
+
+
+@criterion(
+    "group_balanced_taylor",
+    summary="The mean over groups of each group's own mean Taylor importance: all groups count the same.",
+    source="Taylor importance (arXiv:1906.10771) averaged over groups",
+)
+def group_balanced_taylor(statistics: UnitStatistics, *, statistic: Statistic = "absolute") -> torch.Tensor:
+    """Taylor importance in which every known group has the same weight; people of unknown group take no part."""
+    return per_group(statistics, statistic).mean(0)
+
+
+@criterion(
+    "worst_group_taylor",
+    summary="The largest of the groups' own mean Taylor importances: a unit that any group depends on is kept.",
+    source="Taylor importance (arXiv:1906.10771), maximum over groups",
+)
+def worst_group_taylor(statistics: UnitStatistics, *, statistic: Statistic = "absolute") -> torch.Tensor:
+    """What the unit is worth to the group that needs it most; people of unknown group take no part."""
+    return per_group(statistics, statistic).amax(0)

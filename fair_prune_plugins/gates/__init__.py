@@ -1,0 +1,6 @@
+"""Where: the gate plan of a model (see ``design``: one multiplicative gate per unit, measured at the consumers)."""
+
+from fair_prune_plugins.gates.plan import GatePlan, build_plan
+from fair_prune_plugins.gates.structure import CoupledGroup, PruningSettings, Site, UnitSet
+
+__all__ = ["CoupledGroup", "GatePlan", "PruningSettings", "Site", "UnitSet", "build_plan"]

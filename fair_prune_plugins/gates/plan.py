@@ -1,0 +1,367 @@
+"""The gate plan of a model: its coupled groups, their gates, and a proof for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fair_prune_plugins.errors import InputError, UnsupportedModelError
+from fair_prune_plugins.gates.attention import Contraction, check_multihead, find_contractions
+from fair_prune_plugins.gates.calling import ForwardFn, call, generic, moved, output_tensors, preserved, resized
+from fair_prune_plugins.gates.closing import closed_gates, masks_for
+from fair_prune_plugins.gates.probing import misplaced_batches
+from fair_prune_plugins.gates.proof import EXACT, SINGLE_PRECISION, prove, randomised_copy
+from fair_prune_plugins.gates.removal import build_graph, channel_groups
+from fair_prune_plugins.gates.structure import CoupledGroup, PruningSettings, UnitSet, members, read_groups
+
+NO_RUNNING_STATISTICS = (
+    "{path} is a BatchNorm without running statistics: in eval mode it mixes the samples of a batch, so no sample "
+    "has a gradient of "
+    "its own. Use track_running_stats=True and run some training data through it"
+)
+NO_SUCH_UNITS = "the plan has no unit set {name!r}; it has {have}"
+WRONG_UNITS = "{name!r} has {size} units; got {got}"
+ALL_CLOSED = "{name!r}: all {size} units closed; at least one must stay"
+FORWARD_FAILED = (
+    "the model fails on its example inputs: {error}. Pass inputs it accepts (or forward_fn=) to build a gate plan"
+)
+NO_OUTPUT = (
+    "the model returns nothing that tensors can be found in; return tensors, tuples, lists or dicts of them, or pass a "
+    "forward_fn= that does"
+)
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    """Where the gates of a model are and what is known about each.
+
+    Made by :func:`build_plan`. The plan holds the model, not copies of it; it is good until the model's structure
+    changes.
+
+    Attributes:
+        model: the model.
+        groups: all coupled groups, those that must or cannot be pruned included.
+        contractions: where attention contracts queries with keys.
+        forward_fn: how the model is called, if not plainly.
+        frozen: members of some group whose parameters do not require a gradient.
+    """
+
+    model: nn.Module
+    groups: tuple[CoupledGroup, ...]
+    contractions: tuple[Contraction, ...] = ()
+    forward_fn: ForwardFn | None = None
+
+    @property
+    def prunable(self) -> tuple[CoupledGroup, ...]:
+        """Coupled groups that units may be removed from."""
+        return tuple(g for g in self.groups if g.prunable)
+
+    @property
+    def units(self) -> dict[str, UnitSet]:
+        """Unit sets of the prunable groups by name."""
+        return {u.name: u for g in self.prunable for u in g.unit_sets}
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Members of prunable groups whose parameters do not require a gradient."""
+        return tuple(dict.fromkeys(name for g in self.prunable for name in g.frozen))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Layers whose width is a width of the model's outputs."""
+        return tuple(
+            dict.fromkeys(s.path for g in self.groups if g.reaches_output for s in (*g.producers, *g.attentions))
+        )
+
+    def closed_masks(self, closed: Mapping[str, torch.Tensor | Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Check and complete a choice of closed units.
+
+        Args:
+            closed: unit-set name to closed unit numbers, or to a bool mask ``[units]`` (``True`` is closed).
+
+        Returns:
+            unit-set name to bool ``[units]``.
+
+        Raises:
+            InputError: an unknown name, a number out of range, a mask of another size, or nothing left open.
+        """
+        units = self.units
+        masks = {}
+        for name, chosen in closed.items():
+            if name not in units:
+                raise InputError(NO_SUCH_UNITS.format(name=name, have=sorted(units)))
+            size = units[name].size
+            picked = torch.as_tensor(chosen)
+            if picked.dtype == torch.bool:
+                if picked.shape != (size,):
+                    raise InputError(
+                        WRONG_UNITS.format(name=name, size=size, got=f"a mask of shape {tuple(picked.shape)}")
+                    )
+                mask = picked.detach().cpu().clone()
+            else:
+                if picked.numel() and (picked.is_floating_point() or picked.is_complex()):
+                    raise InputError(WRONG_UNITS.format(name=name, size=size, got=f"numbers of type {picked.dtype}"))
+                picked = picked.long().flatten()
+                if picked.numel() and (picked.min() < 0 or picked.max() >= size):
+                    raise InputError(
+                        WRONG_UNITS.format(name=name, size=size, got=f"unit numbers {picked.min()} to {picked.max()}")
+                    )
+                mask = torch.zeros(size, dtype=torch.bool)
+                mask[picked] = True
+            if mask.all():
+                raise InputError(ALL_CLOSED.format(name=name, size=size))
+            masks[name] = mask
+        return masks
+
+    @contextmanager
+    def closed(self, units: Mapping[str, torch.Tensor | Sequence[int]]) -> Iterator[nn.Module]:
+        """Evaluate the model as if these units were pruned.
+
+        Args:
+            units: unit-set name to closed unit numbers or bool mask.
+
+        Yields:
+            The model, which computes what it would without the units for as long as the context is open.
+
+        Raises:
+            InputError: see :meth:`closed_masks`.
+        """
+        masks = masks_for(self.model, self.groups, self.closed_masks(units), self.contractions)
+        with closed_gates(self.model, masks):
+            yield self.model
+
+    def weight_square(self) -> dict[str, torch.Tensor]:
+        """Sum of squared weights of every unit: its producers' rows and its consumers' columns, without biases and
+        norms.
+
+        Returns:
+            unit-set name to float64 ``[units]``.
+        """
+        return {u.name: unit_weight_square(self.model, g, u) for g in self.prunable for u in g.unit_sets}
+
+    def describe(self) -> str:
+        """The plan as a text table: one line per coupled group with units, verdict and reason."""
+        lines = [f"{'coupled group':<40} {'units':>6}  verdict"]
+        for g in self.groups:
+            units = " + ".join(f"{u.size}" for u in g.unit_sets)
+            if g.ignored:
+                verdict = "ignored as asked"
+            elif g.reaches_output:
+                verdict = "not pruned: it is an output of the model"
+            elif g.status == "exact":
+                verdict = "exact" if g.units.size > 1 else "not pruned: a single unit"
+            elif g.status == "approximate":
+                verdict = f"approximate ({g.error:.1e} of the output's scale): {g.reason}"
+            else:
+                verdict = f"unsupported: {g.reason}"
+            if g.frozen:
+                verdict += f"; frozen: {', '.join(g.frozen)}"
+            lines.append(f"{g.name:<40} {units:>6}  {verdict}")
+        return "\n".join(lines)
+
+
+def build_plan(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    settings: PruningSettings | None = None,
+    ignored_layers: Sequence[nn.Module] = (),
+    num_heads: Mapping[nn.Module, int] | None = None,
+    prune_num_heads: bool = False,
+    graph: tp.DependencyGraph | None = None,
+    forward_fn: ForwardFn | None = None,
+    prove_groups: bool = True,
+    seed: int = 0,
+) -> GatePlan:
+    """Find a model's gates and prove that closing them is removing.
+
+    Args:
+        model: any module; it is left exactly as it was.
+        example_inputs: what the model is called with: a tensor, a tuple or list (positional), or a dict (keywords).
+        The batch
+            is dimension 0 of its tensors; its size does not matter.
+        settings: all of a pruner's settings at once, instead of the next three.
+        ignored_layers: modules whose outputs must keep their width.
+        num_heads: attention projections (``nn.Linear``) and their head counts; without it the projections of
+        hand-written
+            attention cannot be pruned. ``nn.MultiheadAttention`` is understood by itself.
+        prune_num_heads: also make unit sets of whole heads.
+        graph: a host pruner's graph of this very model; built if absent.
+        forward_fn: ``forward_fn(model, inputs)`` if the model is not called plainly.
+        prove_groups: whether to run the proof. Without it groups keep the status ``"exact"`` unproved; only for
+        plans that were
+            proved before.
+        seed: of the random units and norms of the proof.
+
+    Raises:
+        UnsupportedModelError: the model fails on its inputs, or has a BatchNorm without running statistics.
+        InputError: no tensor among the inputs.
+    """
+    inputs = resized(moved(example_inputs, device=torch.device("cpu")), 2)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise UnsupportedModelError(NO_RUNNING_STATISTICS.format(path=path or type(module).__name__))
+    with preserved(model):
+        model.eval()
+        twin, inputs, exact = _twin(model, _generic(inputs, seed), forward_fn, seed)
+        if settings is None:
+            settings = _settings(model, ignored_layers, num_heads, prune_num_heads)
+        if graph is None:
+            device = next((p.device for p in model.parameters()), torch.device("cpu"))
+            dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+            graph = build_graph(model, moved(inputs, device=device, dtype=dtype), forward_fn=forward_fn)
+            ins, outs = channel_groups(graph, model)
+            settings = replace(
+                settings, in_channel_groups=ins, out_channel_groups={**outs, **settings.out_channel_groups}
+            )
+        groups = read_groups(graph, settings)
+    groups = [_checked_attentions(model, g) for g in groups]
+    contractions: list[Contraction] = []
+    wanted = [g for g in groups if g.prunable]
+    projections = sorted({path for g in wanted for path in g.heads})
+    with torch.no_grad():
+        contractions = find_contractions(twin, projections, inputs, forward_fn)
+        misplaced = misplaced_batches(twin, sorted(members(wanted) & _module_paths(model)), inputs, forward_fn)
+    groups = [_refuse_misplaced(g, misplaced) for g in groups]
+    if prove_groups:
+        builder = _builder(model, graph, forward_fn)
+        verdicts = prove(
+            twin, inputs, [g for g in groups if g.prunable], contractions, builder, forward_fn, seed, exact
+        )
+        groups = [verdicts.get(g.name, g) for g in groups]
+    return GatePlan(model, tuple(groups), tuple(contractions), forward_fn)
+
+
+def _module_paths(model: nn.Module) -> set[str]:
+    return {path for path, _ in model.named_modules()}
+
+
+def _settings(
+    model: nn.Module, ignored: Sequence[nn.Module], num_heads: Mapping[nn.Module, int] | None, prune_num_heads: bool
+) -> PruningSettings:
+    heads: dict[nn.Module, int] = {m: m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    layers = [m for layer in ignored for m in layer.modules()]
+    return PruningSettings(
+        ignored_layers=layers, num_heads={**heads, **(num_heads or {})}, prune_num_heads=prune_num_heads
+    )
+
+
+def _generic(inputs: Any, seed: int) -> Any:
+    """Example inputs that are constant (``torch.zeros``) prove nothing; noise takes their place."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def fill(leaf: Any) -> Any:
+        if (
+            isinstance(leaf, torch.Tensor)
+            and leaf.is_floating_point()
+            and leaf.numel() > 1
+            and leaf.min() == leaf.max()
+        ):
+            return torch.randn(leaf.shape, generator=generator).to(leaf.dtype)
+        return leaf
+
+    return pytree.tree_map(fill, inputs)
+
+
+def _twin(model: nn.Module, inputs: Any, forward_fn: ForwardFn | None, seed: int) -> tuple[nn.Module, Any, float]:
+    """A randomised copy that runs: in float64, or in float32 where the model insists on it."""
+    failure: Exception | None = None
+    for dtype, exact in ((torch.float64, EXACT), (torch.float32, SINGLE_PRECISION)):
+        twin = randomised_copy(model, seed, dtype)
+        fitted = generic(moved(inputs, dtype=dtype), seed)
+        try:
+            with torch.no_grad():
+                outputs = output_tensors(call(twin, fitted, forward_fn))
+        except Exception as error:
+            failure = error
+            continue
+        if not outputs:
+            raise UnsupportedModelError(NO_OUTPUT)
+        return twin, fitted, exact
+    raise UnsupportedModelError(FORWARD_FAILED.format(error=f"{type(failure).__name__}: {failure}")) from failure
+
+
+def _checked_attentions(model: nn.Module, group: CoupledGroup) -> CoupledGroup:
+    for site in group.attentions:
+        module = model.get_submodule(site.path)
+        assert isinstance(module, nn.MultiheadAttention)
+        try:
+            check_multihead(site.path, module)
+        except UnsupportedModelError as error:
+            return group.with_verdict("unsupported", None, str(error))
+    return group
+
+
+def _refuse_misplaced(group: CoupledGroup, misplaced: Mapping[str, str]) -> CoupledGroup:
+    for site in (*group.consumers, *group.attentions):
+        if site.path in misplaced:
+            return group.with_verdict("unsupported", None, misplaced[site.path])
+    return group
+
+
+def _builder(model: nn.Module, graph: tp.DependencyGraph, forward_fn: ForwardFn | None) -> Any:
+    """Build, for copies, graphs like the one in use: the same customised pruners, bare parameters and ignored
+    parameters.
+    """
+    module_paths = {m: p for p, m in model.named_modules()}
+    parameter_names = {p: n for n, p in model.named_parameters()}
+    by_type = {k: v for k, v in graph.CUSTOMIZED_PRUNERS.items() if not isinstance(k, nn.Module)}
+    by_path = {module_paths[k]: v for k, v in graph.CUSTOMIZED_PRUNERS.items() if isinstance(k, nn.Module)}
+    bare = [(parameter_names[p], dim) for p, dim in graph.unwrapped_parameters if p in parameter_names]
+    ignored = [parameter_names[p] for p in graph.ignored_params if p in parameter_names]
+
+    def build(twin: nn.Module, inputs: Any) -> tp.DependencyGraph:
+        customized = {**by_type, **{twin.get_submodule(path): v for path, v in by_path.items()}}
+        return build_graph(
+            twin,
+            inputs,
+            forward_fn=forward_fn,
+            customized_pruners=customized,
+            unwrapped_parameters=[tp._helpers.UnwrappedParameters(twin.get_parameter(name), dim) for name, dim in bare],
+            ignored_params=[twin.get_parameter(name) for name in ignored],
+        )
+
+    return build
+
+
+def unit_weight_square(model: nn.Module, group: CoupledGroup, units: UnitSet) -> torch.Tensor:
+    """Sum of squared weights of every unit of a coupled group, float64 ``[units]``; see
+    :meth:`GatePlan.weight_square`.
+    """
+    total = torch.zeros(group.channels, dtype=torch.float64)
+    for sites, output in ((group.producers, True), (group.consumers, False)):
+        for site in sites:
+            per_channel = _per_channel_square(model.get_submodule(site.path), output=output)
+            total.index_add_(0, site.roots, per_channel[site.channels])
+    for site in group.attentions:
+        module = model.get_submodule(site.path)
+        assert isinstance(module, nn.MultiheadAttention)
+        weight = module.in_proj_weight.detach().double().square().cpu()
+        out = module.out_proj.weight.detach().double().square().cpu()
+        per_channel = weight.sum(0) + weight.reshape(3, module.embed_dim, -1).sum((0, 2)) + out.sum(0) + out.sum(1)
+        total.index_add_(0, site.roots, per_channel[site.channels])
+    return torch.zeros(units.size, dtype=torch.float64).index_add_(0, units.of_root, total)
+
+
+def _per_channel_square(module: nn.Module, *, output: bool) -> torch.Tensor:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor):
+        return torch.zeros(0, dtype=torch.float64)
+    square = weight.detach().double().square().cpu()
+    if isinstance(module, nn.Embedding):
+        return square.sum(0)
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
+    if output is transposed:  # the wanted channels lie along dimension 1, once per conv group
+        square = square.transpose(0, 1)
+        own, other = square.shape[0], square.shape[1]
+        split = square.reshape(own, groups, other // groups, -1).sum((2, 3))
+        return split.t().reshape(-1)
+    return square.flatten(1).sum(1)

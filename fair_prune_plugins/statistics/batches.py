@@ -1,0 +1,113 @@
+"""How a batch carries inputs, targets and sample weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fair_prune_plugins.errors import InputError
+
+BatchSource = str | int | Callable[[Any], Any]
+"""Where something is found in a batch: a key, an index or a callable on the batch."""
+
+AUTO: Final = "auto"
+
+INPUT_KEYS = ("inputs", "input", "x", "image", "images", "pixel_values", "features")
+TARGET_KEYS = ("targets", "target", "y", "label", "labels")
+
+NOT_FOUND = "the batch has no {key!r} to take the {what} from; it has {have}"
+AMBIGUOUS = "cannot tell where the batch's {what} are: it has {have}; pass {argument}= a key, an index or a callable"
+WRONG_WEIGHTS = "the sample weights must be one finite, non-negative number per sample ({expected}), got {got}"
+
+
+@dataclass(frozen=True)
+class BatchReader:
+    """Takes a batch apart.
+
+    Args:
+        inputs: where the model's inputs are; ``"auto"`` is the first item of a tuple, or a key among ``INPUT_KEYS``.
+        targets: where the targets are; ``"auto"`` is the second item of a tuple, or a key among ``TARGET_KEYS``;
+        ``None`` means
+            that the loss takes the whole batch.
+        weights: where sample weights are, if there are any.
+    """
+
+    inputs: BatchSource = AUTO
+    targets: BatchSource | None = AUTO
+    weights: BatchSource | None = None
+
+    def read_inputs(self, batch: Any) -> Any:
+        """The model's inputs: a tensor, or a tuple, list or dict of them."""
+        return self._read(batch, self.inputs, "inputs", INPUT_KEYS, 0)
+
+    def read_targets(self, batch: Any) -> Any:
+        """The loss's second argument: the targets, or the whole batch."""
+        if self.targets is None:
+            return batch
+        return self._read(batch, self.targets, "targets", TARGET_KEYS, 1)
+
+    def read_weights(self, batch: Any, samples: int) -> torch.Tensor:
+        """Sample weights, float64 ``[samples]``; ones if there are none.
+
+        Raises:
+            InputError: not one finite, non-negative number per sample.
+        """
+        if self.weights is None:
+            return torch.ones(samples, dtype=torch.float64)
+        weights = torch.as_tensor(_take(batch, self.weights, "sample weights")).detach().double().cpu()
+        if weights.shape != (samples,) or not torch.isfinite(weights).all() or (weights < 0).any():
+            got = f"shape {tuple(weights.shape)}" if weights.shape != (samples,) else "negative or non-finite values"
+            raise InputError(WRONG_WEIGHTS.format(expected=samples, got=got))
+        return weights
+
+    def _read(
+        self, batch: Any, source: BatchSource, what: Literal["inputs", "targets"], keys: tuple[str, ...], index: int
+    ) -> Any:
+        if source != AUTO:
+            return _take(batch, source, what)
+        if isinstance(batch, Mapping):
+            found = [k for k in keys if k in batch]
+            if len(found) == 1:
+                return batch[found[0]]
+        elif isinstance(batch, tuple | list):
+            if len(batch) > index:
+                return batch[index]
+        elif isinstance(batch, torch.Tensor) and what == "inputs":
+            return batch
+        raise InputError(AMBIGUOUS.format(what=what, have=_have(batch), argument=what))
+
+
+def _take(batch: Any, source: BatchSource, what: str) -> Any:
+    if callable(source):
+        return source(batch)
+    try:
+        return batch[source]
+    except (KeyError, IndexError, TypeError):
+        raise InputError(NOT_FOUND.format(key=source, what=what, have=_have(batch))) from None
+
+
+def _have(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"the keys {sorted(map(str, batch))}"
+    if isinstance(batch, tuple | list):
+        return f"{len(batch)} items"
+    return f"the type {type(batch).__name__}"
+
+
+def rows(tree: Any, samples: int, first: int, last: int) -> Any:
+    """Samples ``first`` to ``last`` of everything in ``tree`` that has one entry per sample."""
+
+    def cut(leaf: Any) -> Any:
+        return leaf[first:last] if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == samples else leaf
+
+    def is_list(node: Any) -> bool:
+        return isinstance(node, list) and len(node) == samples and not any(isinstance(v, torch.Tensor) for v in node)
+
+    def cut_list(leaf: Any) -> Any:
+        return leaf[first:last] if is_list(leaf) else cut(leaf)
+
+    return pytree.tree_map(cut_list, tree, is_leaf=is_list)

@@ -1,0 +1,262 @@
+"""What one pass leaves behind: per sensitive group and unit, four additive numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fair_prune_plugins.errors import InputError
+from fair_prune_plugins.groups import SMALL_GROUP, statement
+
+EVERYONE = "everyone"
+"""Name of the only group where no sensitive attribute was given."""
+
+FORMAT = 1
+
+STATES = ("people", "weight", "sum", "absolute", "square")
+"""All states; each adds up over batches, files and ranks."""
+
+OTHER_UNITS = (
+    "these statistics are of other units: {here} against {there}; they can be merged only if the model had "
+    "the same structure"
+)
+OTHER_ATTRIBUTE = "these statistics are by {here!r} and by {there!r}; merge statistics by the same sensitive attribute"
+NOT_STATISTICS = "{path} holds no gate statistics: {why}"
+
+
+@dataclass(frozen=True)
+class UnitStatistics:
+    """The statistics of one unit set, as criteria take them: ``G`` sensitive groups, ``U`` units, all float64.
+
+    Attributes:
+        names: the groups' names.
+        weight: ``[G]`` total sample weight (the number of people, without weights).
+        sum: ``[G, U]`` sum of s over a group's people.
+        absolute: ``[G, U]`` sum of |s|.
+        square: ``[G, U]`` sum of s squared.
+        unknown_weight: total sample weight of people in no known group.
+        unknown_sum: ``[U]`` as ``sum``, over those people.
+        unknown_absolute: ``[U]`` as ``absolute``.
+        unknown_square: ``[U]`` as ``square``.
+        weight_square: ``[U]`` sum of the squared weights of the unit, for criteria without data.
+        dense: the same of the dense model, where pruning goes in steps and whoever asks kept them; only its groups
+        matter, its
+            units are the dense model's.
+    """
+
+    names: tuple[str, ...]
+    weight: torch.Tensor
+    sum: torch.Tensor
+    absolute: torch.Tensor
+    square: torch.Tensor
+    unknown_weight: float
+    unknown_sum: torch.Tensor
+    unknown_absolute: torch.Tensor
+    unknown_square: torch.Tensor
+    weight_square: torch.Tensor
+    dense: UnitStatistics | None = None
+
+
+@dataclass
+class GateStatistics:
+    """Per sensitive group and gate: people, weight, and the sums of s, |s| and s squared.
+
+    Rows are the groups in ``names`` and, last, the people whose group is unknown. All states add up, so statistics
+    of disjoint
+    data merge, and a distributed run is one all-reduce.
+
+    Attributes:
+        attribute: what the groups are groups of.
+        names: the groups' names, ``G`` of them.
+        columns: unit-set name to ``(first column, size)``.
+        people: int64 ``[G + 1]``.
+        weight: float64 ``[G + 1]``.
+        sum: float64 ``[G + 1, columns]``; so are ``absolute`` and ``square``.
+        weight_square: float64 ``[columns]``; a property of the model, not of the data.
+        checksum: of the model that was measured.
+    """
+
+    attribute: str
+    names: tuple[str, ...]
+    columns: dict[str, tuple[int, int]]
+    people: torch.Tensor
+    weight: torch.Tensor
+    sum: torch.Tensor
+    absolute: torch.Tensor
+    square: torch.Tensor
+    weight_square: torch.Tensor
+    checksum: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def empty(
+        cls,
+        attribute: str,
+        names: Sequence[str],
+        columns: Mapping[str, tuple[int, int]],
+        weight_square: torch.Tensor,
+        checksum: str,
+    ) -> GateStatistics:
+        """No people yet."""
+        rows, width = len(names) + 1, sum(size for _, size in columns.values())
+        return cls(
+            attribute,
+            tuple(names),
+            dict(columns),
+            people=torch.zeros(rows, dtype=torch.int64),
+            weight=torch.zeros(rows, dtype=torch.float64),
+            sum=torch.zeros(rows, width, dtype=torch.float64),
+            absolute=torch.zeros(rows, width, dtype=torch.float64),
+            square=torch.zeros(rows, width, dtype=torch.float64),
+            weight_square=weight_square,
+            checksum=checksum,
+        )
+
+    def of(self, name: str) -> UnitStatistics:
+        """The statistics of one unit set.
+
+        Raises:
+            KeyError: the plan had no unit set of that name.
+        """
+        first, size = self.columns[name]
+        part = slice(first, first + size)
+        return UnitStatistics(
+            self.names,
+            self.weight[:-1],
+            self.sum[:-1, part],
+            self.absolute[:-1, part],
+            self.square[:-1, part],
+            float(self.weight[-1]),
+            self.sum[-1, part],
+            self.absolute[-1, part],
+            self.square[-1, part],
+            self.weight_square[part],
+        )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """People per group."""
+        return dict(zip(self.names, self.people[:-1].tolist(), strict=True))
+
+    @property
+    def unknown(self) -> int:
+        """People in no known group."""
+        return int(self.people[-1])
+
+    def statement(self, minimum: int = SMALL_GROUP) -> str:
+        """Say how large the groups are, how many people are in none, and which are too small to judge."""
+        return statement(self.attribute, self.counts, self.unknown, minimum)
+
+    def merged(self, other: GateStatistics) -> GateStatistics:
+        """The statistics of both data sets together; groups that only one of them has are kept.
+
+        Raises:
+            InputError: other units, or another sensitive attribute.
+        """
+        if self.columns != other.columns:
+            raise InputError(OTHER_UNITS.format(here=_sizes(self.columns), there=_sizes(other.columns)))
+        if self.attribute != other.attribute:
+            raise InputError(OTHER_ATTRIBUTE.format(here=self.attribute, there=other.attribute))
+        names = tuple(sorted({*self.names, *other.names})) if self.names != other.names else self.names
+        a, b = self.rearranged(names), other.rearranged(names)
+        states = {s: getattr(a, s) + getattr(b, s) for s in STATES}
+        checksum = self.checksum if self.checksum == other.checksum else ""
+        return GateStatistics(
+            self.attribute, names, self.columns, **states, weight_square=self.weight_square, checksum=checksum
+        )
+
+    def rearranged(self, names: Sequence[str]) -> GateStatistics:
+        """The same statistics with rows for ``names``, in that order; groups not present get zeros."""
+        missing = sorted(set(self.names) - set(names))
+        if missing:
+            raise InputError(f"the statistics have the groups {missing}, which are not among {list(names)}")
+        result = GateStatistics.empty(self.attribute, names, self.columns, self.weight_square, self.checksum)
+        at = [list(names).index(n) for n in self.names] + [len(names)]
+        for state in STATES:
+            getattr(result, state)[at] = getattr(self, state)
+        return result
+
+    def all_reduced(self, process_group: Any = None) -> GateStatistics:
+        """Add up over the ranks of a ``torch.distributed`` run; every rank gets the same result.
+
+        Ranks may know different groups. Works on CPU and GPU backends.
+
+        Raises:
+            InputError: the ranks measured different units.
+        """
+        from torch import distributed as dist
+
+        gathered: list[Any] = [None] * dist.get_world_size(process_group)
+        mine = (self.names, self.columns, self.attribute, self.checksum)
+        dist.all_gather_object(gathered, mine, group=process_group)
+        for _, columns, attribute, _ in gathered:
+            if columns != self.columns:
+                raise InputError(OTHER_UNITS.format(here=_sizes(self.columns), there=_sizes(columns)))
+            if attribute != self.attribute:
+                raise InputError(OTHER_ATTRIBUTE.format(here=self.attribute, there=attribute))
+        same = all(names == self.names for names, *_ in gathered)
+        union = self.names if same else tuple(sorted({n for names, *_ in gathered for n in names}))
+        result = self.rearranged(union)
+        on_gpu = dist.get_backend(process_group) == dist.Backend.NCCL
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        for state in STATES:
+            total = getattr(result, state).to(device)
+            dist.all_reduce(total, group=process_group)
+            setattr(result, state, total.cpu())
+        if any(checksum != self.checksum for *_, checksum in gathered):
+            result.checksum = ""
+        return result
+
+    def save(self, path: str | Path) -> None:
+        """Write one ``.npz`` file (no pickle inside); an older file is replaced only by a complete one."""
+        path = Path(path)
+        header = {
+            "format": FORMAT,
+            "attribute": self.attribute,
+            "names": list(self.names),
+            "columns": {k: list(v) for k, v in self.columns.items()},
+            "checksum": self.checksum,
+            "notes": self.notes,
+        }
+        arrays = {s: getattr(self, s).numpy() for s in (*STATES, "weight_square")}
+        temporary = path.with_name(path.name + ".part")
+        with temporary.open("wb") as file:
+            np.savez(file, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> GateStatistics:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: the file is no complete statistics file of a known format.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(bytes(file["header"]).decode())
+                tensors = {s: torch.from_numpy(file[s].copy()) for s in (*STATES, "weight_square")}
+        except FileNotFoundError:
+            raise InputError(NOT_STATISTICS.format(path=path, why="there is no such file")) from None
+        except Exception as error:
+            raise InputError(NOT_STATISTICS.format(path=path, why=f"{type(error).__name__}: {error}")) from error
+        if header.get("format") != FORMAT:
+            why = f"format {header.get('format')}, this version reads format {FORMAT}"
+            raise InputError(NOT_STATISTICS.format(path=path, why=why))
+        return cls(
+            header["attribute"],
+            tuple(header["names"]),
+            {k: (int(v[0]), int(v[1])) for k, v in header["columns"].items()},
+            **tensors,
+            checksum=header["checksum"],
+            notes=list(header["notes"]),
+        )
+
+
+def _sizes(columns: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    return {name: size for name, (_, size) in columns.items()}

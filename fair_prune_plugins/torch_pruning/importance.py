@@ -1,0 +1,429 @@
+"""Importance classes for any ``torch_pruning`` pruner: one per criterion, all the same machinery."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from fair_prune_plugins.criteria import Criterion, get
+from fair_prune_plugins.criteria.taylor import Statistic
+from fair_prune_plugins.errors import InputError, ScoreError, StaleStatisticsError
+from fair_prune_plugins.gates import GatePlan, PruningSettings, build_plan
+from fair_prune_plugins.gates.calling import ForwardFn
+from fair_prune_plugins.gates.plan import unit_weight_square
+from fair_prune_plugins.gates.removal import LastDimensionNormPruner, channel_groups
+from fair_prune_plugins.gates.structure import CoupledGroup, group_key, read_group
+from fair_prune_plugins.statistics import BatchReader, GateStatistics, model_checksum
+from fair_prune_plugins.statistics import collect as collect_statistics
+from fair_prune_plugins.statistics.batches import AUTO, BatchSource
+from fair_prune_plugins.statistics.collecting import Groups
+from fair_prune_plugins.statistics.sample_losses import LossFn, Reduction
+from fair_prune_plugins.statistics.store import UnitStatistics
+
+OnStale = Literal["error", "warn", "ignore"]
+
+NOT_COLLECTED = (
+    "{importance} has no statistics yet: call importance.collect(pruner, loader, loss_fn, groups=...) before "
+    "pruner.step()"
+)
+UNKNOWN_GROUP = (
+    "{importance} has no statistics for the coupled group of {layer!r}; the model's structure changed since they "
+    "were collected, or they "
+    "are of another model. Collect again"
+)
+OTHER_WIDTH = (
+    "{importance}: {layer!r} has {now} channels now, the statistics are for {then}; collect again before this step"
+)
+STALE = (
+    "{importance}: the model's weights changed since the statistics were collected (fine-tuned, or pruned already). "
+    "Collect again before this "
+    "step, or pass on_stale='warn' or 'ignore' if old statistics are meant"
+)
+NOT_FINITE = (
+    "{importance}: the scores of {layer!r} are not finite ({count} of {total}); check the statistics and the criterion"
+)
+SKIPPED = "{importance} gives no score to the coupled group of {layer!r}, so it is not pruned: {reason}"
+HOST_LAYER_NORM = (
+    "this pruner removes LayerNorm channels with Torch-Pruning's own routine, which permutes weights silently where "
+    "few channels are "
+    "kept; use fair_prune_plugins.torch_pruning.FairPruner for this model"
+)
+NO_EXAMPLE = "example_inputs are needed to build the gate plan: pass example_inputs=, or a loader to take a batch from"
+NO_LOADER = "{importance} needs data: pass a loader and a loss_fn"
+
+
+class FairImportance(tp.importance.Importance):  # type: ignore[misc]
+    """Scores of a registered criterion, for any pruner of Torch-Pruning.
+
+    Args:
+        criterion: name in the registry of criteria.
+        on_stale: what to do when the model's weights changed between collecting and pruning: raise, warn once, or
+        go on.
+        options: the criterion's own.
+
+    Raises:
+        InputError: no such criterion, option or policy.
+    """
+
+    def __init__(self, criterion: str, *, on_stale: OnStale = "error", **options: Any) -> None:
+        if on_stale not in ("error", "warn", "ignore"):
+            raise InputError(f"on_stale must be 'error', 'warn' or 'ignore', got {on_stale!r}")
+        self.criterion: Criterion = get(criterion)
+        self.criterion.check_options(options)
+        self.options = options
+        self.on_stale = on_stale
+        self.plan: GatePlan | None = None
+        self.statistics: GateStatistics | None = None
+        self._dense: GateStatistics | None = None
+        self._asked: set[str] = set()
+        self._told: set[str] = set()
+
+    def __repr__(self) -> str:
+        options = "".join(f", {k}={v!r}" for k, v in self.options.items())
+        return f"{type(self).__name__}({self.criterion.name!r}{options})"
+
+    def collect(
+        self,
+        pruner_or_model: Any,
+        loader: Iterable[Any] | None = None,
+        loss_fn: LossFn | None = None,
+        *,
+        groups: Groups | None = None,
+        example_inputs: Any = None,
+        inputs: BatchSource = AUTO,
+        targets: BatchSource | None = AUTO,
+        weights: BatchSource | None = None,
+        output: Any = None,
+        reduction: Reduction = "auto",
+        forward_fn: ForwardFn | None = None,
+        progress: bool = True,
+    ) -> GateStatistics | None:
+        """Measure the gates of the model as it is now; call it before every ``pruner.step()``.
+
+        Args:
+            pruner_or_model: a pruner, which brings its graph, ignored layers, heads and conv groups; or a plain model.
+            loader: yields batches; may be left out for criteria that look at weights only.
+            loss_fn: ``loss_fn(outputs, targets)``.
+            groups: where a batch has the sensitive group: a key, index or callable, or several for intersections.
+            example_inputs: for the gate plan; a batch of the loader serves if they are not given.
+            inputs: see :func:`fair_prune_plugins.statistics.collect`, as for all that follow.
+            targets: see there.
+            weights: see there.
+            output: see there.
+            reduction: see there.
+            forward_fn: ``forward_fn(model, inputs)`` if the model is not called plainly.
+            progress: show a progress bar.
+
+        Returns:
+            The statistics, which stay with the importance as well; ``None`` where the criterion needs no data and
+            got none.
+
+        Raises:
+            InputError: see :func:`fair_prune_plugins.statistics.collect`; or no loader for a criterion that needs one.
+            UnsupportedModelError: see :func:`fair_prune_plugins.gates.build_plan`.
+        """
+        if (loader is None or loss_fn is None) and self.criterion.needs_data:
+            raise InputError(NO_LOADER.format(importance=self))
+        if example_inputs is None and not hasattr(pruner_or_model, "gate_plan"):
+            if loader is None:
+                raise InputError(NO_EXAMPLE)
+            example_inputs, loader = _peeked(loader, BatchReader(inputs, targets, weights))
+        plan = plan_of(pruner_or_model, example_inputs, forward_fn)
+        statistics = None
+        if loader is not None and loss_fn is not None:
+            statistics = collect_statistics(
+                plan,
+                loader,
+                loss_fn,
+                groups=groups,
+                inputs=inputs,
+                targets=targets,
+                weights=weights,
+                output=output,
+                reduction=reduction,
+                progress=progress,
+            )
+        self.use(plan, statistics)
+        return statistics
+
+    def use(self, plan: GatePlan, statistics: GateStatistics | None) -> None:
+        """Take statistics collected elsewhere (merged, loaded, all-reduced) for a plan of the model to prune."""
+        self.plan, self.statistics = plan, statistics
+        if self._dense is None:
+            self._dense = statistics
+        self._asked.clear()
+        self._told.clear()
+
+    @torch.no_grad()
+    def __call__(self, group: Any) -> torch.Tensor | None:
+        """Scores of a host group, float64, one per index of its root; ``None`` for what must not be pruned.
+
+        Raises:
+            ScoreError: no statistics, statistics of another structure, or scores that are not finite.
+            StaleStatisticsError: the weights changed since collecting, and ``on_stale`` is ``"error"``.
+        """
+        graph = group._DG
+        layer = group_key(graph, group)
+        coupled = self._coupled(graph, group, layer)
+        if not coupled.prunable:
+            self._tell(coupled)
+            return None
+        now = _root_width(graph, group)
+        if coupled.channels != now:
+            raise ScoreError(OTHER_WIDTH.format(importance=self, layer=layer, now=now, then=coupled.channels))
+        if self.statistics is not None:
+            self._refuse_stale(graph.model, layer)
+        scores = self.root_scores(coupled)
+        bad = ~torch.isfinite(scores)
+        if bad.any():
+            raise ScoreError(NOT_FINITE.format(importance=self, layer=layer, count=int(bad.sum()), total=len(scores)))
+        return scores[torch.tensor(group[0].idxs, dtype=torch.int64)]
+
+    def root_scores(self, coupled: CoupledGroup) -> torch.Tensor:
+        """One score per root channel of a coupled group, float64 ``[root channels]``.
+
+        Every root channel carries its unit's score, so the host's mean over conv groups and heads gives it back.
+        Attention has
+        two unit sets; ``dimension + head - mean(head)`` has both orders: its mean over heads is the dimension's
+        score, its mean
+        over dimensions the head's score up to a constant.
+        """
+        scores = torch.zeros(coupled.channels, dtype=torch.float64)
+        of_units = self.unit_scores(coupled)
+        for units in coupled.unit_sets:
+            values = of_units[units.name]
+            scores += (values if units is coupled.units else values - values.mean())[units.of_root]
+        if not self.criterion.comparable and self.plan is not None:
+            # Ranks of different layers tie, and the host prunes all that tie at a global threshold.
+            position = next((i for i, g in enumerate(self.plan.groups) if g.name == coupled.name), 0)
+            scores += 1e-9 * position / max(len(self.plan.groups), 1)
+        return scores
+
+    def unit_scores(self, coupled: CoupledGroup) -> dict[str, torch.Tensor]:
+        """The criterion's own scores: unit-set name to float64 ``[units]``."""
+        return {
+            units.name: self.criterion(self._unit_statistics(coupled, units.name), **self.options)
+            for units in coupled.unit_sets
+        }
+
+    def _unit_statistics(self, coupled: CoupledGroup, name: str) -> UnitStatistics:
+        if self.statistics is None:
+            if self.criterion.needs_data:
+                raise ScoreError(NOT_COLLECTED.format(importance=self))
+            return _weights_only(coupled, name, self._model)
+        own = self.statistics.of(name)
+        if self._dense is not None and name in self._dense.columns:
+            own = replace(own, dense=self._dense.of(name))
+        return own
+
+    def _coupled(self, graph: tp.DependencyGraph, group: Any, layer: str) -> CoupledGroup:
+        self._model = graph.model
+        if self.plan is None:
+            if self.criterion.needs_data:
+                raise ScoreError(NOT_COLLECTED.format(importance=self))
+            ins, outs = channel_groups(graph, graph.model)
+            dep = group[0].dep
+            whole = graph.get_pruning_group(dep.target.module, dep.handler, list(range(_root_width(graph, group))))
+            return read_group(graph, whole, PruningSettings(in_channel_groups=ins, out_channel_groups=outs))
+        for coupled in self.plan.groups:
+            if coupled.name == layer:
+                return coupled
+        raise ScoreError(UNKNOWN_GROUP.format(importance=self, layer=layer))
+
+    def _refuse_stale(self, model: nn.Module, layer: str) -> None:
+        """Compare the model with the one measured, once per step: a step asks for each layer once, before it prunes
+        any.
+        """
+        assert self.statistics is not None
+        first_of_step = not self._asked or layer in self._asked
+        if first_of_step:
+            self._asked.clear()
+        self._asked.add(layer)
+        if not first_of_step or self.on_stale == "ignore" or not self.statistics.checksum:
+            return
+        if model_checksum(model) == self.statistics.checksum:
+            return
+        message = STALE.format(importance=self)
+        if self.on_stale == "error":
+            raise StaleStatisticsError(message)
+        warnings.warn(message, stacklevel=4)
+
+    def _tell(self, coupled: CoupledGroup) -> None:
+        if coupled.name in self._told or coupled.ignored or coupled.units.size == 1:
+            return
+        self._told.add(coupled.name)
+        reason = "it is an output of the model" if coupled.reaches_output else coupled.reason
+        warnings.warn(SKIPPED.format(importance=self, layer=coupled.name, reason=reason), stacklevel=4)
+
+
+class MagnitudeImportance(FairImportance):
+    """Euclidean norm of the unit's weights (arXiv:1608.08710); needs no data, sees no groups."""
+
+    def __init__(self, *, on_stale: OnStale = "error") -> None:
+        super().__init__("magnitude", on_stale=on_stale)
+
+
+class TaylorImportance(FairImportance):
+    """Mean absolute first-order effect over all people (arXiv:1906.10771), measured on gates.
+
+    Args:
+        statistic: ``"absolute"``, ``"square"`` or ``"signed"`` (which warns).
+        on_stale: see :class:`FairImportance`.
+    """
+
+    def __init__(self, *, statistic: Statistic = "absolute", on_stale: OnStale = "error") -> None:
+        super().__init__("taylor", on_stale=on_stale, statistic=statistic)
+
+
+class GroupBalancedTaylorImportance(FairImportance):
+    """Taylor importance in which every sensitive group counts the same, whatever its size.
+
+    Args:
+        statistic: ``"absolute"``, ``"square"`` or ``"signed"`` (which warns).
+        on_stale: see :class:`FairImportance`.
+    """
+
+    def __init__(self, *, statistic: Statistic = "absolute", on_stale: OnStale = "error") -> None:
+        super().__init__("group_balanced_taylor", on_stale=on_stale, statistic=statistic)
+
+
+class WorstGroupTaylorImportance(FairImportance):
+    """The largest of the sensitive groups' own Taylor importances.
+
+    Args:
+        statistic: ``"absolute"``, ``"square"`` or ``"signed"`` (which warns).
+        on_stale: see :class:`FairImportance`.
+    """
+
+    def __init__(self, *, statistic: Statistic = "absolute", on_stale: OnStale = "error") -> None:
+        super().__init__("worst_group_taylor", on_stale=on_stale, statistic=statistic)
+
+
+class FairGRAPEImportance(FairImportance):
+    """FairGRAPE's greedy selection on units (arXiv:2207.10888): every group keeps its share of each layer's importance.
+
+    Args:
+        statistic: the importance whose shares are kept; the paper's is ``"square"``.
+        target: keep the shares of the model as it is (``"current"``, the paper) or of the dense one (``"dense"``).
+        on_stale: see :class:`FairImportance`.
+    """
+
+    def __init__(
+        self,
+        *,
+        statistic: Statistic = "square",
+        target: Literal["current", "dense"] = "current",
+        on_stale: OnStale = "error",
+    ) -> None:
+        super().__init__("fairgrape", on_stale=on_stale, statistic=statistic, target=target)
+
+
+IMPORTANCES: dict[str, type[FairImportance]] = {
+    "magnitude": MagnitudeImportance,
+    "taylor": TaylorImportance,
+    "group_balanced_taylor": GroupBalancedTaylorImportance,
+    "worst_group_taylor": WorstGroupTaylorImportance,
+    "fairgrape": FairGRAPEImportance,
+}
+
+
+def importance(name: str, *, on_stale: OnStale = "error", **options: Any) -> FairImportance:
+    """The importance of a registered criterion by name, criteria of other packages included.
+
+    Raises:
+        InputError: no such criterion or option.
+    """
+    get(name).check_options(options)
+    if name in IMPORTANCES:
+        return IMPORTANCES[name](on_stale=on_stale, **options)
+    return FairImportance(name, on_stale=on_stale, **options)
+
+
+def needs_data(name: str) -> bool:
+    """Whether a criterion must collect statistics before it can score."""
+    return get(name).needs_data
+
+
+def plan_of(pruner_or_model: Any, example_inputs: Any, forward_fn: ForwardFn | None = None) -> GatePlan:
+    """The gate plan of a host pruner (with its graph and settings), of one of ours, or of a plain model."""
+    if isinstance(pruner_or_model, nn.Module):
+        return build_plan(pruner_or_model, example_inputs, forward_fn=forward_fn)
+    own = getattr(pruner_or_model, "gate_plan", None)
+    if own is not None:
+        plan: GatePlan = own()
+        return plan
+    if not isinstance(pruner_or_model, tp.pruner.BasePruner):
+        raise InputError(f"collect() takes a torch_pruning pruner or a model, got {type(pruner_or_model).__name__}")
+    plan = build_plan(
+        pruner_or_model.model,
+        example_inputs,
+        settings=settings_of(pruner_or_model),
+        graph=pruner_or_model.DG,
+        forward_fn=forward_fn,
+    )
+    _warn_of_host_layer_norm(pruner_or_model, plan)
+    return plan
+
+
+def settings_of(pruner: Any) -> PruningSettings:
+    """What a host pruner knows beyond its graph."""
+    return PruningSettings(
+        ignored_layers=tuple(pruner.ignored_layers),
+        root_module_types=tuple(pruner.root_module_types),
+        in_channel_groups=dict(pruner.in_channel_groups),
+        out_channel_groups=dict(pruner.out_channel_groups),
+        num_heads=dict(pruner.num_heads),
+        prune_num_heads=bool(pruner.prune_num_heads),
+    )
+
+
+def _warn_of_host_layer_norm(pruner: Any, plan: GatePlan) -> None:
+    for group in plan.prunable:
+        for site in group.norms:
+            module = plan.model.get_submodule(site.path)
+            host = pruner.DG.get_pruner_of_module(module)
+            if isinstance(module, nn.LayerNorm) and not isinstance(host, LastDimensionNormPruner):
+                warnings.warn(HOST_LAYER_NORM, stacklevel=4)
+                return
+
+
+def _peeked(loader: Iterable[Any], reader: BatchReader) -> tuple[Any, Iterable[Any]]:
+    """A loader's first inputs, and a loader that still yields them."""
+    iterator = iter(loader)
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise InputError("the loader yielded no batch; statistics need data") from None
+    rest = itertools.chain([first], iterator) if iterator is loader else loader
+    return reader.read_inputs(first), rest
+
+
+def _root_width(graph: tp.DependencyGraph, group: Any) -> int:
+    dep = group[0].dep
+    out = graph.is_out_channel_pruning_fn(dep.handler)
+    return int((graph.get_out_channels if out else graph.get_in_channels)(dep.target.module))
+
+
+def _weights_only(coupled: CoupledGroup, name: str, model: nn.Module) -> UnitStatistics:
+    units = next(u for u in coupled.unit_sets if u.name == name)
+    none = torch.zeros(0, units.size, dtype=torch.float64)
+    nobody = torch.zeros(units.size, dtype=torch.float64)
+    return UnitStatistics(
+        (),
+        torch.zeros(0, dtype=torch.float64),
+        none,
+        none,
+        none,
+        0.0,
+        nobody,
+        nobody,
+        nobody,
+        unit_weight_square(model, coupled, units),
+    )

@@ -1,0 +1,489 @@
+"""``FairPruner``: the host's pruner with the guards that an importance cannot carry."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from fair_prune_plugins.errors import InputError, ScoreError, UnsupportedModelError
+from fair_prune_plugins.gates import CoupledGroup, GatePlan, UnitSet, build_plan
+from fair_prune_plugins.gates.calling import ForwardFn, call, moved, output_tensors, preserved, resized
+from fair_prune_plugins.gates.removal import (
+    build_graph,
+    remove,
+    traceable_outputs,
+    update_attention_owners,
+    with_norm_pruners,
+)
+from fair_prune_plugins.gates.structure import group_key, host_groups
+from fair_prune_plugins.torch_pruning.heads import find_heads
+from fair_prune_plugins.torch_pruning.importance import FairImportance, settings_of
+from fair_prune_plugins.torch_pruning.selection import Candidate, Decision, decide_locally, decide_together, floor_count
+from fair_prune_plugins.torch_pruning.step_report import StepReport, WidthReport
+from fair_prune_plugins.torch_pruning.transaction import transaction
+
+logger = logging.getLogger(__name__)
+
+BAD_RATIO = "{name} must lie in [0, 1), got {value}"
+BAD_SCHEDULE = (
+    "iterative_pruning_ratio_scheduler must give {steps} + 1 cumulative pruning ratios in [0, 1), the first for no "
+    "step taken; it gave {got}"
+)
+MISSING_SCORES = (
+    "{importance} gave no score for the coupled group of {layer!r}; add the layer to ignored_layers if it is "
+    "to stay as it is"
+)
+NOT_FINITE = "{importance} gave scores for {layer!r} that are not finite ({count} of {total}): nothing was pruned"
+WRONG_LENGTH = "{importance} gave {got} scores for {layer!r}, which has {expected} channels"
+NOTHING_TO_PRUNE = "no coupled group of the model can be pruned:\n{plan}"
+UNSUPPORTED = "not pruned: the coupled group of {layer!r}: {reason}"
+DRY_RUN = "the pruned model does not run ({error}); the model was put back as it was before this step"
+SHAPES = "pruning changed the shapes of the model's outputs from {before} to {after}"
+NOT_ACHIEVED = "{layer!r} has {got} channels after the step where {expected} were to stay"
+NO_STEPS_LEFT = "all {steps} steps were taken; make a new pruner to prune further"
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """A host group with its units' scores and the scope it is ranked in."""
+
+    host: Any
+    group: CoupledGroup
+    scores: dict[str, torch.Tensor]
+    scope: str
+    ratio: float
+
+
+class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
+    """``torch_pruning.pruner.BasePruner`` that finds the outputs, proves its gates, and cannot leave a broken model
+    behind.
+
+    What it adds to the host's pruner: output layers and groups whose removal the proof refuses are left alone and
+    told; sorted
+    LayerNorm pruning and RMSNorm pruning; dictionaries of its own (the host's defaults are shared between pruners); the
+    model's mode is kept; missing or non-finite scores raise; kept counts follow ``floor(size * (1 - ratio))``; ties and
+    ``max_pruning_ratio`` hold inside a step; attention modules learn their new head counts and sizes; frozen layers
+    are pruned
+    with their group, stay frozen, and are named; a dry forward after the step, and all is undone if it fails.
+
+    Args:
+        model: the model; pruned in place.
+        example_inputs: what it is called with: a tensor, a tuple or list, or a dict.
+        importance: scores per coupled group: one of ours, the host's, or any callable.
+        pruning_ratio: fraction of units to remove from each coupled group (or overall, with ``global_pruning``), in
+        [0, 1).
+        pruning_ratio_dict: ratios of single layers or tuples of layers.
+        max_pruning_ratio: no group loses more than this fraction of its initial units.
+        iterative_steps: number of ``step()`` calls in which the ratio is reached.
+        iterative_pruning_ratio_scheduler: ``scheduler(ratio, steps) -> steps + 1`` cumulative ratios.
+        ignored_layers: modules (with all they contain) whose outputs keep their width; outputs of the model are found.
+        round_to: keep multiples of this many channels; the nearest multiple, reported.
+        global_pruning: one ranking over all groups instead of one per group.
+        isomorphic: with ``global_pruning``, one ranking per kind of group (arXiv:2407.04616).
+        num_heads: attention projections and head counts; found by usual names if absent.
+        prune_num_heads: remove whole heads.
+        prune_head_dims: remove head dimensions.
+        head_pruning_ratio: fraction of heads to remove.
+        head_pruning_ratio_dict: the same for single projections.
+        forward_fn: ``forward_fn(model, inputs)`` if the model is not called plainly.
+        host_options: further keyword arguments of ``torch_pruning.pruner.BasePruner``.
+
+    Raises:
+        InputError: ratios out of range.
+        UnsupportedModelError: the model does not run on its inputs, or nothing of it can be pruned.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        importance: Callable[[Any], torch.Tensor | None],
+        *,
+        pruning_ratio: float = 0.5,
+        pruning_ratio_dict: Mapping[Any, float] | None = None,
+        max_pruning_ratio: float = 1.0,
+        iterative_steps: int = 1,
+        iterative_pruning_ratio_scheduler: Callable[[float, int], list[float]] | None = None,
+        ignored_layers: Sequence[nn.Module] | None = None,
+        round_to: int | None = None,
+        global_pruning: bool = False,
+        isomorphic: bool = False,
+        num_heads: Mapping[nn.Module, int] | None = None,
+        prune_num_heads: bool = False,
+        prune_head_dims: bool = True,
+        head_pruning_ratio: float = 0.0,
+        head_pruning_ratio_dict: Mapping[nn.Module, float] | None = None,
+        forward_fn: ForwardFn | None = None,
+        **host_options: Any,
+    ) -> None:
+        ratios = [("pruning_ratio", pruning_ratio), ("head_pruning_ratio", head_pruning_ratio)]
+        ratios += [("a ratio of pruning_ratio_dict", r) for r in (pruning_ratio_dict or {}).values()]
+        ratios += [("a ratio of head_pruning_ratio_dict", r) for r in (head_pruning_ratio_dict or {}).values()]
+        for name, value in ratios:
+            if not 0 <= value < 1:
+                raise InputError(BAD_RATIO.format(name=name, value=value))
+        if not 0 <= max_pruning_ratio <= 1:
+            raise InputError(f"max_pruning_ratio must lie in [0, 1], got {max_pruning_ratio}")
+        if round_to is not None and round_to < 1:
+            raise InputError(f"round_to must be a positive number of channels or None, got {round_to}")
+        if iterative_steps < 1:
+            raise InputError(f"iterative_steps must be at least 1, got {iterative_steps}")
+        self.example_inputs = example_inputs
+        self._forward_fn = forward_fn
+        self._output_transform = host_options.pop("output_transform", None) or traceable_outputs
+        self._customized = host_options.pop("customized_pruners", None)
+        names = {p: name for name, p in model.named_parameters()}
+        unwrapped = list(dict(host_options.pop("unwrapped_parameters", None) or {}).items())
+        self._unwrapped = [(names[p], dim) for p, dim in unwrapped]
+        heads = dict(find_heads(model) if num_heads is None else num_heads)
+        schedule = {} if iterative_pruning_ratio_scheduler is None else {
+            "iterative_pruning_ratio_scheduler": iterative_pruning_ratio_scheduler
+        }  # fmt: skip
+        frozen = [p for p in model.parameters() if not p.requires_grad]
+        with preserved(model), torch.enable_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Unwrapped parameters detected")  # the plan lists them as members
+            for p in frozen:
+                p.requires_grad_(True)
+            super().__init__(
+                model,
+                (example_inputs,)
+                if isinstance(example_inputs, torch.Tensor) and forward_fn is None
+                else example_inputs,
+                importance,
+                global_pruning=global_pruning,
+                pruning_ratio=pruning_ratio,
+                pruning_ratio_dict=None if pruning_ratio_dict is None else dict(pruning_ratio_dict),
+                max_pruning_ratio=max_pruning_ratio,
+                iterative_steps=iterative_steps,
+                **schedule,
+                ignored_layers=list(ignored_layers or ()),
+                round_to=round_to,
+                isomorphic=isomorphic,
+                # The host's defaults for these are dictionaries shared by all pruners, which it writes into.
+                in_channel_groups=dict(host_options.pop("in_channel_groups", None) or {}),
+                out_channel_groups=dict(host_options.pop("out_channel_groups", None) or {}),
+                num_heads=heads,
+                prune_num_heads=prune_num_heads,
+                prune_head_dims=prune_head_dims,
+                head_pruning_ratio=head_pruning_ratio,
+                head_pruning_ratio_dict=None if head_pruning_ratio_dict is None else dict(head_pruning_ratio_dict),
+                customized_pruners=with_norm_pruners(model, self._customized),
+                unwrapped_parameters=unwrapped,
+                forward_fn=forward_fn,
+                output_transform=self._output_transform,
+                **host_options,
+            )
+        for schedule_of in (self.per_step_pruning_ratio, *self.pruning_ratio_dict.values()):
+            if len(schedule_of) <= iterative_steps or not all(0 <= r < 1 for r in schedule_of):
+                raise InputError(BAD_SCHEDULE.format(steps=iterative_steps, got=list(schedule_of)))
+        self._plan = build_plan(model, example_inputs, settings=settings_of(self), graph=self.DG, forward_fn=forward_fn)
+        if not self._plan.prunable:
+            raise UnsupportedModelError(NOTHING_TO_PRUNE.format(plan=self._plan.describe()))
+        self.not_pruned = self._left_alone(self._plan)
+        self._initial = {name: units.size for name, units in self._plan.units.items()}
+
+    def gate_plan(self) -> GatePlan:
+        """The gate plan of the model as it is now; verdicts carry over from the proof made at construction."""
+        before = {g.name: g for g in self._plan.groups}
+        plan = build_plan(
+            self.model,
+            self.example_inputs,
+            settings=settings_of(self),
+            graph=self.DG,
+            forward_fn=self._forward_fn,
+            prove_groups=False,
+        )
+        groups = tuple(
+            g.with_verdict(before[g.name].status, before[g.name].error, before[g.name].reason)
+            if g.name in before
+            else g
+            for g in plan.groups
+        )
+        return replace(plan, groups=groups)
+
+    def step(self, interactive: bool = False) -> Any:
+        """Prune up to the next step's ratio.
+
+        Args:
+            interactive: yield the host's groups instead, for the caller to prune (``group.prune()``); the scores
+            are checked, the
+                dry run is the caller's.
+
+        Returns:
+            A :class:`StepReport`, or the host's groups.
+
+        Raises:
+            ScoreError: missing or non-finite scores, naming the layer. Nothing was pruned.
+            UnsupportedModelError: the pruned model does not run, or not as asked. Everything was put back.
+        """
+        if self.current_step >= self.iterative_steps:
+            raise InputError(NO_STEPS_LEFT.format(steps=self.iterative_steps))
+        if (
+            isinstance(self.importance, FairImportance)
+            and self.importance.statistics is None
+            and not self.importance.criterion.needs_data
+        ):
+            self.importance.use(self.gate_plan(), None)
+        if interactive:
+            self.current_step += 1
+            return self._prune()
+        with transaction(self.model, self, self._rebuilt_graph):
+            self.current_step += 1
+            macs_before, params_before = self._cost()
+            shapes = self._output_shapes()
+            rows: list[WidthReport] = []
+            for host in self._decided(rows):
+                remove(self.DG, host)
+            self._verify(shapes, rows)
+            macs, params = self._cost()
+        report = StepReport(
+            self.current_step,
+            float(self.per_step_pruning_ratio[self.current_step]),
+            tuple(rows),
+            macs_before,
+            macs,
+            params_before,
+            params,
+            dict(self.not_pruned),
+        )
+        logger.info("%s", report)
+        return report
+
+    def _prune(self) -> Iterator[Any]:
+        """The host's generator of groups to remove, decided by our rules."""
+        yield from self._decided([])
+
+    @torch.no_grad()
+    def _decided(self, rows: list[WidthReport]) -> Iterator[Any]:
+        """Rank, decide, and yield the groups to remove; ``rows`` receives what was decided."""
+        plan = self.gate_plan()
+        ranked = self._ranked(plan)
+        decisions: dict[str, Decision] = {}
+        for heads in (True, False):  # heads first: how many stay decides which head dimensions are aligned
+            for ratio, candidates in self._scopes(ranked, heads, decisions):
+                together = self.global_pruning or len(candidates) > 1
+                decided = decide_together(candidates, ratio) if together else [decide_locally(candidates[0], ratio)]
+                decisions |= {c.name: d for c, d in zip(candidates, decided, strict=True)}
+        attention: list[tuple[nn.Linear, int, int]] = []
+        before: dict[nn.Linear, tuple[int, int]] = {}
+        for item in ranked:
+            roots = torch.zeros(item.group.channels, dtype=torch.bool)
+            kept: dict[str, int] = {}
+            for units in item.group.unit_sets:
+                decision = decisions.get(units.name)
+                gone = decision.removed if decision is not None else torch.zeros(0, dtype=torch.int64)
+                closed = torch.zeros(units.size, dtype=torch.bool)
+                closed[gone] = True
+                roots |= closed[units.of_root]
+                kept[units.kind] = units.size - len(gone)
+                if decision is not None:
+                    rows.append(
+                        WidthReport(
+                            units.name,
+                            units.kind,
+                            self._initial[units.name],
+                            units.size,
+                            decision.asked,
+                            kept[units.kind],
+                            decision.reason,
+                        )
+                    )
+            if not roots.any():
+                continue
+            dep = item.host[0].dep
+            host = self.DG.get_pruning_group(dep.target.module, dep.handler, roots.nonzero().flatten().tolist())
+            if not self.DG.check_pruning_group(host):
+                raise UnsupportedModelError(
+                    f"removing {int(roots.sum())} channels at {item.group.name!r} would leave a layer empty"
+                )
+            yield host
+            for path, count in item.group.heads.items():
+                layer = self.model.get_submodule(path)
+                assert isinstance(layer, nn.Linear)
+                now = kept.get("heads", count)
+                before[layer] = (count, item.group.units.size)
+                attention.append((layer, now, kept["head dimensions"]))
+                self.num_heads[layer] = self.out_channel_groups[layer] = now
+        update_attention_owners(self.model, attention, before)
+
+    def _ranked(self, plan: GatePlan) -> list[_Ranked]:
+        groups = {g.name: g for g in plan.groups}
+        ranked = []
+        for host in host_groups(self.DG, settings_of(self)):
+            name = group_key(self.DG, host)
+            if name in self.not_pruned or not groups[name].prunable:
+                continue
+            scores = self.importance(host)
+            self._check_scores(scores, groups[name])
+            assert scores is not None
+            per_unit = {u.name: _unit_means(scores, u) for u in groups[name].unit_sets}
+            if len(per_unit) > 1 and isinstance(self.importance, FairImportance):
+                # Root scores carry heads up to a constant of the layer, which a ranking over layers would feel.
+                per_unit = self.importance.unit_scores(groups[name])
+            scope, ratio = self._scope(host, name)
+            ranked.append(_Ranked(host, groups[name], per_unit, scope, ratio))
+        return ranked
+
+    def _check_scores(self, scores: torch.Tensor | None, group: CoupledGroup) -> None:
+        importance = self.importance if isinstance(self.importance, FairImportance) else type(self.importance).__name__
+        if scores is None:
+            raise ScoreError(MISSING_SCORES.format(importance=importance, layer=group.name))
+        if scores.shape != (group.channels,):
+            got = len(scores) if scores.ndim == 1 else f"shape {tuple(scores.shape)}"
+            raise ScoreError(
+                WRONG_LENGTH.format(importance=importance, got=got, layer=group.name, expected=group.channels)
+            )
+        bad = ~torch.isfinite(scores)
+        if bad.any():
+            raise ScoreError(
+                NOT_FINITE.format(importance=importance, layer=group.name, count=int(bad.sum()), total=len(scores))
+            )
+
+    def _scope(self, host: Any, name: str) -> tuple[str, float]:
+        """Which ranking a group takes part in, and that ranking's ratio: the host's rules."""
+        for dep, _ in host:
+            for module, fn in ((dep.source.module, dep.trigger), (dep.target.module, dep.handler)):
+                if module in self._layer_to_scope and self.DG.is_out_channel_pruning_fn(fn):
+                    return self._layer_to_scope[module][0], self.get_target_pruning_ratio(module)
+        ratio = min(self.per_step_pruning_ratio[self.current_step], self.max_pruning_ratio)
+        if not self.global_pruning:
+            return name, ratio
+        if not self.isomorphic:
+            return "all coupled groups", ratio
+        kinds = [
+            f"{type(dep.source.module).__name__}>{type(dep.target.module).__name__}:{self.DG.is_out_channel_pruning_fn(dep.handler)}"
+            for dep, _ in host
+        ]
+        return " ".join(kinds), ratio
+
+    def _scopes(
+        self, ranked: Sequence[_Ranked], heads: bool, decisions: Mapping[str, Decision]
+    ) -> list[tuple[float, list[Candidate]]]:
+        scopes: dict[str, tuple[float, list[Candidate]]] = {}
+        for item in ranked:
+            gone = sum(len(decisions[u.name].removed) for u in item.group.unit_sets if u.name in decisions)
+            for units in item.group.unit_sets:
+                if (units.kind == "heads") is not heads:
+                    continue
+                if heads:
+                    ratio = min(self._head_ratio(item.group), self.max_pruning_ratio)
+                    scope = "all heads" if self.global_pruning else units.name
+                elif units.kind == "head dimensions" and not self.prune_head_dims:
+                    continue
+                else:
+                    ratio, scope = item.ratio, item.scope
+                scopes.setdefault(scope, (ratio, []))[1].append(self._candidate(item, units, gone))
+        return list(scopes.values())
+
+    def _head_ratio(self, group: CoupledGroup) -> float:
+        for path in group.heads:
+            own = self.head_pruning_ratio_dict.get(self.model.get_submodule(path))
+            if own is not None:
+                return float(own[self.current_step])
+        return float(self.per_step_head_pruning_ratio[self.current_step])
+
+    def _candidate(self, item: _Ranked, units: UnitSet, heads_gone: int) -> Candidate:
+        repeat = item.group.channels // units.size - heads_gone
+        step = 1 if self.round_to is None or units.kind == "heads" else self.round_to // math.gcd(self.round_to, repeat)
+        initial = self._initial[units.name]
+        floor = floor_count(initial, self.max_pruning_ratio)
+        return Candidate(units.name, item.scores[units.name], initial, floor, step, item.group.parts(units))
+
+    def _left_alone(self, plan: GatePlan) -> dict[str, str]:
+        reasons: dict[str, str] = {}
+        for group in plan.groups:
+            if group.ignored:
+                reasons[group.name] = "ignored as asked"
+            elif group.reaches_output:
+                reasons[group.name] = "it is an output of the model"
+                logger.info("%s is not pruned: it is an output of the model", group.name)
+            elif group.status == "unsupported":
+                reasons[group.name] = group.reason
+                warnings.warn(UNSUPPORTED.format(layer=group.name, reason=group.reason), stacklevel=4)
+            elif group.units.size == 1:
+                reasons[group.name] = "it has a single unit"
+        if plan.frozen:
+            logger.info(
+                "frozen layers are pruned with their coupled groups and stay frozen: %s", ", ".join(plan.frozen)
+            )
+        return reasons
+
+    def _small_inputs(self, samples: int) -> Any:
+        parameter = next((p for p in self.model.parameters() if p.is_floating_point()), None)
+        inputs = resized(self.example_inputs, samples)
+        return inputs if parameter is None else moved(inputs, device=parameter.device, dtype=parameter.dtype)
+
+    def _cost(self) -> tuple[int, int]:
+        """MACs of one sample and number of parameters, as the host counts them."""
+        inputs = self._small_inputs(1)
+        with preserved(self.model):
+            self.model.eval()
+            if self._forward_fn is None:
+                macs, params = tp.utils.count_ops_and_params(self.model, inputs)
+            else:
+                # One argument, whatever it is: the counter would unroll a tuple or a dict.
+                macs, params = tp.utils.count_ops_and_params(_Called(self.model, self._forward_fn), (inputs,))
+        return int(macs), int(params)
+
+    @torch.no_grad()
+    def _output_shapes(self) -> list[torch.Size]:
+        twin = copy.deepcopy(self.model).eval()
+        return [t.shape for t in output_tensors(call(twin, self._small_inputs(2), self._forward_fn))]
+
+    def _verify(self, shapes: list[torch.Size], rows: Sequence[WidthReport]) -> None:
+        """Dry forward of a copy, and achieved widths against decided ones."""
+        try:
+            after = self._output_shapes()
+        except Exception as error:
+            raise UnsupportedModelError(DRY_RUN.format(error=f"{type(error).__name__}: {error}")) from error
+        if after != shapes:
+            before_text, after_text = ([tuple(s) for s in part] for part in (shapes, after))
+            raise UnsupportedModelError(DRY_RUN.format(error=SHAPES.format(before=before_text, after=after_text)))
+        # All groups: one whose head dimensions are down to one has no prunable units left, but still has its heads.
+        now = {u.name: u for g in self.gate_plan().groups for u in g.unit_sets}
+        for row in rows:
+            got = now[row.name].size if row.name in now else (1 if row.kept == 1 else 0)
+            if got != row.kept:
+                raise UnsupportedModelError(
+                    DRY_RUN.format(error=NOT_ACHIEVED.format(layer=row.name, got=got, expected=row.kept))
+                )
+
+    def _rebuilt_graph(self) -> tp.DependencyGraph:
+        with preserved(self.model):
+            self.model.eval()
+            return build_graph(
+                self.model,
+                self.example_inputs,
+                forward_fn=self._forward_fn,
+                output_transform=self._output_transform,
+                customized_pruners=self._customized,
+                unwrapped_parameters=[(self.model.get_parameter(name), dim) for name, dim in self._unwrapped],
+                ignored_params=self.ignored_params,
+            )
+
+
+class _Called(nn.Module):
+    """A model behind its ``forward_fn``, for the host's counter."""
+
+    def __init__(self, model: nn.Module, forward_fn: ForwardFn) -> None:
+        super().__init__()
+        self.model, self.forward_fn = model, forward_fn
+
+    def forward(self, inputs: Any) -> Any:
+        return self.forward_fn(self.model, inputs)
+
+
+def _unit_means(scores: torch.Tensor, units: UnitSet) -> torch.Tensor:
+    """The host's rule: a unit's score is the mean over its root channels."""
+    scores = scores.detach().double().cpu()
+    total = torch.zeros(units.size, dtype=torch.float64).index_add_(0, units.of_root, scores)
+    return total / torch.bincount(units.of_root, minlength=units.size)

@@ -1,0 +1,69 @@
+"""What a pruning step did, against what was asked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class WidthReport:
+    """One coupled group after a step.
+
+    Attributes:
+        name: the coupled group (for attention also ``#heads``).
+        kind: what its units are.
+        initial: units before any pruning.
+        before: units before this step.
+        asked: units to keep by the pruning ratio.
+        kept: units there are now.
+        reason: why ``kept`` is not ``asked``, or empty.
+    """
+
+    name: str
+    kind: str
+    initial: int
+    before: int
+    asked: int
+    kept: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """A pruning step.
+
+    Attributes:
+        step: number of the step, from 1.
+        pruning_ratio: the ratio asked for by the end of this step.
+        widths: one entry per coupled group (two for attention whose heads are removed).
+        macs_before: multiply-accumulates of one sample before the step, as Torch-Pruning counts them.
+        macs: the same after it.
+        params_before: parameters before the step.
+        params: parameters after it.
+        not_pruned: coupled groups that were left alone, and why.
+    """
+
+    step: int
+    pruning_ratio: float
+    widths: tuple[WidthReport, ...]
+    macs_before: int
+    macs: int
+    params_before: int
+    params: int
+    not_pruned: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain values, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        kept, initial = sum(w.kept for w in self.widths), sum(w.initial for w in self.widths)
+        lines = [
+            f"step {self.step}: {kept} of {initial} units kept, MACs {self.macs_before:,} -> {self.macs:,}, "
+            f"parameters {self.params_before:,} -> {self.params:,}"
+        ]
+        lines += [
+            f"  {w.name}: kept {w.kept} of {w.initial}, {w.asked} asked: {w.reason}" for w in self.widths if w.reason
+        ]
+        return "\n".join(lines)
