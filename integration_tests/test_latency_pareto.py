@@ -27,6 +27,15 @@ def test_front_equals_the_definition(seed):
     assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_lead_within_the_tolerance_is_no_lead(seed):
+    """With every latency rounded to one of a few levels that lie far apart, noise of 1 % changes nothing."""
+    rng = np.random.default_rng(seed)
+    points = [tuple(p) for p in rng.integers(1, 6, (12, 2)).astype(float)]
+    noisy = [(t * (1 + rng.uniform(0, 0.01)), a) for t, a in points]
+    assert set(pareto_front(noisy, tolerance=0.02)) == set(pareto_front(points))
+
+
 def test_undefined_points_are_never_on_the_front_and_hide_nobody():
     assert pareto_front([(1.0, None), (2.0, 0.5), (float("nan"), 0.9), (None, 1.0), (3.0, 0.6)]) == [1, 4]
     assert pareto_front([]) == []

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fair_prune_plugins.errors import InputError
 
 
-def pareto_front(points: Sequence[tuple[float | None, float | None]]) -> list[int]:
+def pareto_front(points: Sequence[tuple[float | None, float | None]], *, tolerance: float = 0.0) -> list[int]:
     """Indices of the points that no other point dominates.
 
     A point dominates another when it is no slower and no less accurate, and better in one of the two. Equal points do
@@ -17,13 +17,17 @@ def pareto_front(points: Sequence[tuple[float | None, float | None]]) -> list[in
 
     Args:
         points: ``(latency, accuracy)`` of each model: less latency and more accuracy are better.
+        tolerance: latencies that differ by no more than this fraction count as equal, so that noise alone puts nobody
+            on the front.
 
     Returns:
         Indices into ``points``, from the fastest to the slowest; equal points in their given order.
 
     Raises:
-        InputError: a point that is no pair.
+        InputError: a point that is no pair, or a negative tolerance.
     """
+    if tolerance < 0:
+        raise InputError(f"tolerance must not be negative, got {tolerance}")
     defined: list[tuple[float, float, int]] = []
     for index, point in enumerate(points):
         if len(point) != 2:
@@ -32,10 +36,13 @@ def pareto_front(points: Sequence[tuple[float | None, float | None]]) -> list[in
         if latency is None or accuracy is None or math.isnan(latency) or math.isnan(accuracy):
             continue
         defined.append((float(latency), float(accuracy), index))
-    front: list[int] = []
-    best, best_latency = -math.inf, -math.inf
-    for latency, accuracy, index in sorted(defined, key=lambda p: (p[0], -p[1], p[2])):
-        if accuracy > best or not front or (accuracy == best and latency == best_latency):
-            front.append(index)
-            best, best_latency = accuracy, latency
-    return front
+
+    def dominated(latency: float, accuracy: float) -> bool:
+        return any(
+            (a > accuracy and t <= latency * (1 + tolerance)) or (a == accuracy and t * (1 + tolerance) < latency)
+            for t, a, _ in defined
+        )
+
+    return [
+        index for latency, accuracy, index in sorted(defined, key=lambda p: p[0]) if not dominated(latency, accuracy)
+    ]

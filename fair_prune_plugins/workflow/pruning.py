@@ -1,0 +1,168 @@
+"""Prune one network by one criterion to one ratio, in one or several steps."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fair_prune_plugins import criteria
+from fair_prune_plugins import torch_pruning as fpt
+from fair_prune_plugins.errors import ConfigError
+from fair_prune_plugins.groups import GroupReader
+from fair_prune_plugins.workflow import training
+from fair_prune_plugins.workflow.config import MethodConfig, ModelConfig, RunConfig
+from fair_prune_plugins.workflow.data import Batches, Normalisation, Part, Samples
+from fair_prune_plugins.workflow.model_store import History
+from fair_prune_plugins.workflow.progress import show_bars
+
+BAD_METHOD = "prune.methods: {name} does not take the options {options}: {reason}"
+NO_LAYER = "{key}: the network has no module {path!r}; there are {near}"
+
+
+@dataclass
+class Pruned:
+    """What pruning did.
+
+    Attributes:
+        history: for rebuilding the network, as Torch-Pruning records it.
+        steps: the pruner's report of every step.
+        seconds: spent on ``collect``, ``prune`` and ``finetune`` (between steps).
+    """
+
+    history: History
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("collect", "prune", "finetune"), 0.0))
+
+
+def importance(method: MethodConfig) -> Any:
+    """The importance object of a method.
+
+    Raises:
+        ConfigError: options that the criterion does not have.
+    """
+    try:
+        return fpt.importance(method.name, **method.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(BAD_METHOD.format(name=method.name, options=method.options, reason=error)) from error
+
+
+def prune(
+    model: nn.Module,
+    method: MethodConfig,
+    ratio: float,
+    config: RunConfig,
+    samples: Samples,
+    normalise: Normalisation,
+    *,
+    device: torch.device,
+) -> Pruned:
+    """Prune a network in place: collect statistics, remove units, and fine-tune between steps.
+
+    Args:
+        model: the dense network; left on ``device`` in evaluation mode.
+        method: the criterion.
+        ratio: share of units to remove.
+        config: of the run; ``prune``, ``model``, ``finetune`` and ``seed`` are read.
+        samples: the data set.
+        normalise: applied to every batch.
+        device: where to work.
+    """
+    model.to(device)
+    steps = config.prune.steps or criteria.keep_fraction_steps(ratio, config.prune.keep_fraction)
+    score = importance(method)
+    pruner = _pruner(model, score, ratio, steps, config, samples, normalise, device)
+    rows = samples.rows(Part(config.prune.collect_on))
+    people = Batches(samples, rows, normalise, config.prune.batch_size, device)
+    result = Pruned(history=pruner.pruning_history())
+    for step in range(steps):
+        start = time.perf_counter()
+        if criteria.get(method.name).needs_data:
+            groups = GroupReader({samples.groups.attribute: "group"}, names=samples.groups.names)
+            loss = nn.CrossEntropyLoss(reduction="none")
+            score.collect(pruner, people, loss, groups=groups, inputs="inputs", targets="targets", progress=show_bars())
+        collected = time.perf_counter()
+        result.steps.append(pruner.step().as_dict())
+        removed = time.perf_counter()
+        if step < steps - 1:
+            training.fit(
+                model,
+                samples,
+                normalise,
+                config.finetune,
+                epochs=config.finetune.epochs_between,
+                seed=config.seed + step,
+                device=device,
+                what=f"fine-tuning after step {step + 1} of {steps}",
+                key="finetune",
+            )
+        for what, seconds in (
+            ("collect", collected - start),
+            ("prune", removed - collected),
+            ("finetune", time.perf_counter() - removed),
+        ):
+            result.seconds[what] += seconds
+    result.history = pruner.pruning_history()
+    return result
+
+
+def _pruner(
+    model: nn.Module,
+    score: Any,
+    ratio: float,
+    steps: int,
+    config: RunConfig,
+    samples: Samples,
+    normalise: Normalisation,
+    device: torch.device,
+) -> Any:
+    prune = config.prune
+    schedule: dict[str, Any] = {}
+    if prune.schedule == "keep_fraction":
+        schedule = {"iterative_pruning_ratio_scheduler": criteria.keep_fraction_schedule(prune.keep_fraction)}
+    example = normalise(torch.from_numpy(samples.inputs[samples.rows(Part.TRAIN)[:2]]).to(device))
+    return fpt.FairPruner(
+        model,
+        example,
+        importance=score,
+        pruning_ratio=ratio,
+        iterative_steps=steps,
+        round_to=prune.round_to,
+        global_pruning=prune.global_pruning,
+        isomorphic=prune.isomorphic,
+        max_pruning_ratio=prune.max_pruning_ratio,
+        ignored_layers=ignored_layers(model, config.model),
+        num_heads=num_heads(model, config.model.num_heads) or None,
+        **schedule,
+    )
+
+
+def ignored_layers(model: nn.Module, config: ModelConfig) -> list[nn.Module]:
+    """The modules that ``model.ignored_layers`` names.
+
+    Raises:
+        ConfigError: there is no such module.
+    """
+    return [_module(model, path, "model.ignored_layers") for path in config.ignored_layers]
+
+
+def num_heads(model: nn.Module, heads: dict[str, int]) -> dict[nn.Module, int]:
+    """Attention heads by module, from module paths.
+
+    Raises:
+        ConfigError: there is no such module.
+    """
+    return {_module(model, path, "model.num_heads"): count for path, count in heads.items()}
+
+
+def _module(model: nn.Module, path: str, key: str) -> nn.Module:
+    modules = dict(model.named_modules())
+    if path not in modules:
+        near = difflib.get_close_matches(path, list(modules), n=3, cutoff=0.3) or list(modules)[1:4]
+        raise ConfigError(NO_LAYER.format(key=key, path=path, near=", ".join(near)))
+    found: nn.Module = modules[path]
+    return found

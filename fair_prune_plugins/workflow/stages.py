@@ -1,0 +1,528 @@
+"""The stages of a run, from data to report, each finished once and kept.
+
+The dense network is trained (or loaded); its worst group is picked on validation people and stays fixed. Each criterion
+then prunes the dense network to each ratio, and the result is fine-tuned. Every network is exported and proven, and
+what is judged on the test people, and timed, is the exported file: the thing that would be shipped.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from fair_prune_plugins import __version__, criteria
+from fair_prune_plugins.errors import ConfigError
+from fair_prune_plugins.evaluation import OnnxPredictor, TorchPredictor, evaluate, pick_worst_group, predict
+from fair_prune_plugins.groups import GroupLabels
+from fair_prune_plugins.latency import benchmark
+from fair_prune_plugins.onnx import export
+from fair_prune_plugins.workflow import loading, model_store, models, pruning, report, sources, training
+from fair_prune_plugins.workflow.config import MethodConfig, RunConfig, TableData, path_of, percent_of
+from fair_prune_plugins.workflow.data import Batches, Normalisation, Part, Samples
+from fair_prune_plugins.workflow.progress import show_bars
+from fair_prune_plugins.workflow.results import Data, ModelResult, RunResults, Task, Width
+from fair_prune_plugins.workflow.run_folder import Finished, RunFolder, read_json, write_json
+
+NO_CUDA = "device: {device} is not available here; use device: cpu, or auto to take a GPU where there is one"
+
+DENSE = "dense"
+PREDICTION_BATCH = 256
+"""People per call when logits are taken; no result depends on it."""
+
+_REPORTED_PACKAGES = ("torch", "torch-pruning", "onnx", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network of the run: a criterion and a ratio.
+
+    Attributes:
+        method: the criterion.
+        ratio: share of units to remove.
+    """
+
+    method: MethodConfig
+    ratio: float
+
+    @property
+    def name(self) -> str:
+        """As the report calls it: ``fairgrape 50 %``."""
+        return f"{self.method.title} {percent_of(self.ratio)} %"
+
+    @property
+    def folder(self) -> str:
+        """As its folder is called: ``models/fairgrape-50``."""
+        return f"models/{self.method.slug}-{percent_of(self.ratio)}"
+
+
+@dataclass
+class _Track:
+    """What is known of one network while the run goes on."""
+
+    name: str
+    folder: str
+    store: Finished
+    variant: Variant | None = None
+    pruned: Finished | None = None
+    onnx: Finished = field(init=False)
+    logits: Finished = field(init=False)
+    evaluation: Finished = field(init=False)
+
+
+def variants(config: RunConfig) -> list[Variant]:
+    """The pruned networks of a run, ratio by ratio, in the order of the configuration."""
+    return [Variant(method, ratio) for ratio in config.prune.ratios for method in config.prune.methods]
+
+
+def stage_count(config: RunConfig) -> int:
+    """How many stages a run has: five of their own, two for each pruned network, three for each ONNX file."""
+    pruned = len(config.prune.methods) * len(config.prune.ratios)
+    return 5 + 2 * pruned + 3 * (1 + pruned)
+
+
+@dataclass
+class Run:
+    """A run: the configuration, where it lives, and the people.
+
+    Args:
+        config: validated.
+        base: folder that relative paths and ``module:function`` are looked up in.
+        folder: opened run folder.
+    """
+
+    config: RunConfig
+    base: Path
+    folder: RunFolder
+
+    def __post_init__(self) -> None:
+        self.device = pick_device(self.config.device)
+        for method in self.config.prune.methods:
+            pruning.importance(method)  # a wrong option is better known before training than after
+        self.samples = sources.load(self.config.data, base=self.base, seed=self.config.seed)
+        self.normalise = Normalisation.of_training(self.samples)
+        self._data_stamp = self.samples.fingerprint()
+
+    def execute(self) -> RunResults:
+        """Do all stages that are not finished.
+
+        Returns:
+            the results, which are also in ``report/``.
+        """
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        self.folder.stage("data", {"data": self._data_stamp}, self._describe_data)
+        dense = _Track(DENSE, f"models/{DENSE}", self._dense())
+        worst = self._worst_group(dense)
+        tracks = [dense]
+        self._file_and_judge(dense, dense, dense, worst)
+        baselines: dict[float, _Track] = {}
+        for variant in variants(self.config):
+            pruned = self._pruned(variant, dense)
+            track = _Track(variant.name, variant.folder, self._finetuned(variant, pruned), variant, pruned)
+            baseline = baselines.setdefault(variant.ratio, track)
+            self._file_and_judge(track, dense, baseline, worst)
+            tracks.append(track)
+        latency = self._latency(tracks)
+        written = self._report(tracks, latency, worst)
+        return RunResults.read_json(written.folder / report.JSON_NAME)
+
+    def _describe_data(self, folder: Path) -> None:
+        summary = {
+            "sizes": self.samples.sizes,
+            "classes": list(self.samples.classes),
+            "groups": {str(part): self._groups(part).statement() for part in Part},
+            "input_shape": list(self.samples.inputs.shape[1:]),
+            "mean": list(self.normalise.mean),
+            "std": list(self.normalise.std),
+            "notes": list(self.samples.notes),
+        }
+        write_json(folder / "data.json", summary)
+
+    # --- networks ---
+
+    def _dense(self) -> Finished:
+        config = self.config.model
+        depends: dict[str, Any] = {
+            "data": self._data_stamp,
+            "model": config.model_dump(mode="json", include={"factory", "options"}),
+            "seed": self.config.seed,
+        }
+        if ":" in config.factory:
+            depends["source"] = loading.source_hash(config.factory, key="model.factory", beside=self.base)
+        if config.checkpoint is None:
+            depends["training"] = self.config.training.model_dump(mode="json")
+        else:
+            checkpoint = path_of(config.checkpoint, self.base, key="model.checkpoint")
+            if not checkpoint.is_file():
+                raise ConfigError(models.NO_CHECKPOINT.format(path=checkpoint))
+            depends["checkpoint"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        return self.folder.stage(f"models/{DENSE}/trained", depends, self._make_dense)
+
+    def _make_dense(self, folder: Path) -> None:
+        config = self.config
+        recipe = model_store.Recipe(
+            config.model.factory,
+            config.model.options,
+            len(self.samples.classes),
+            self.samples.inputs.shape[1:],
+            num_heads=config.model.num_heads,
+        )
+        torch.manual_seed(config.seed)  # of the fresh weights
+        model = recipe.build(self.base)
+        pruning.ignored_layers(model, config.model)
+        pruning.num_heads(model, config.model.num_heads)
+        example = next(iter(self._people(Part.TRAIN, batch_size=2)))["inputs"].cpu()
+        models.check_outputs(model, example, len(self.samples.classes))
+        if config.model.checkpoint is not None:
+            models.load_checkpoint(model, path_of(config.model.checkpoint, self.base, key="model.checkpoint"))
+            model.eval()
+        else:
+            self._fit(model, config.training.epochs, "training", "training the dense network")
+        model_store.save(model, recipe, folder, beside=self.base)
+
+    def _pruned(self, variant: Variant, dense: _Track) -> Finished:
+        prune = self.config.prune
+        depends = {
+            "dense": dense.store.stamp,
+            "method": variant.method.model_dump(mode="json", include={"name", "options"}),
+            "ratio": variant.ratio,
+            "prune": prune.model_dump(mode="json", exclude={"methods", "ratios"}),
+            "ignored_layers": self.config.model.ignored_layers,
+            "num_heads": self.config.model.num_heads,
+            "finetune": self.config.finetune.model_dump(mode="json", exclude={"epochs"}) if prune.steps != 1 else None,
+        }
+
+        def work(folder: Path) -> None:
+            model, recipe = model_store.load(dense.store.folder, beside=self.base)
+            outcome = pruning.prune(
+                model, variant.method, variant.ratio, self.config, self.samples, self.normalise, device=self.device
+            )
+            recipe = copy.deepcopy(recipe)
+            recipe.history.extend(outcome.history)
+            model_store.save(model, recipe, folder, beside=self.base)
+            write_json(folder / "pruning.json", {"steps": outcome.steps, "seconds": outcome.seconds})
+
+        return self.folder.stage(f"{variant.folder}/pruned", depends, work)
+
+    def _finetuned(self, variant: Variant, pruned: Finished) -> Finished:
+        recipe = self.config.finetune.model_dump(mode="json", exclude={"epochs_between"})
+
+        def work(folder: Path) -> None:
+            if not self.config.finetune.epochs:
+                for file in (model_store.WEIGHTS, model_store.RECIPE):
+                    shutil.copy(pruned.folder / file, folder / file)
+                return
+            model, rebuild = model_store.load(pruned.folder, beside=self.base)
+            self._fit(model, self.config.finetune.epochs, "finetune", f"fine-tuning {variant.name}")
+            model_store.save(model, rebuild, folder, beside=self.base)
+
+        depends = {"pruned": pruned.stamp, "finetune": recipe, "seed": self.config.seed}
+        return self.folder.stage(f"{variant.folder}/finetuned", depends, work)
+
+    def _fit(self, model: nn.Module, epochs: int, key: str, what: str) -> None:
+        training.fit(
+            model,
+            self.samples,
+            self.normalise,
+            getattr(self.config, key),
+            epochs=epochs,
+            seed=self.config.seed,
+            device=self.device,
+            what=what,
+            key=key,
+        )
+
+    # --- judgement ---
+
+    def _worst_group(self, dense: _Track) -> Finished:
+        minimum = self.config.evaluation.minimum_group
+
+        def work(folder: Path) -> None:
+            model, _ = model_store.load(dense.store.folder, beside=self.base)
+            people = self._people(Part.VALIDATION)
+            logits = predict(TorchPredictor(model.to(self.device)), people.arrays(), progress=show_bars())
+            labels, groups = self._labels(Part.VALIDATION), self._groups(Part.VALIDATION)
+            name = pick_worst_group(labels, logits, groups, minimum)
+            write_json(folder / "worst_group.json", {"worst_group": name, "picked_on": groups.statement(minimum)})
+
+        return self.folder.stage(f"models/{DENSE}/worst_group", {"dense": dense.store.stamp, "minimum": minimum}, work)
+
+    def _file_and_judge(self, track: _Track, dense: _Track, baseline: _Track, worst: Finished) -> None:
+        """Export, prove, predict the test people with the exported file, and evaluate; filled into ``track``."""
+        track.onnx = self._onnx(track)
+        track.logits = self._logits(track)
+        track.evaluation = self._evaluation(track, dense, baseline, worst)
+
+    def _onnx(self, track: _Track) -> Finished:
+        entries = onnx_metadata(self.config, self.samples, self.normalise, track.name)
+        depends = {
+            "model": track.store.stamp,
+            "export": self.config.export.model_dump(mode="json"),
+            "metadata": entries,
+        }
+
+        def work(folder: Path) -> None:
+            written = export_stored(
+                track.store.folder,
+                folder / "model.onnx",
+                config=self.config,
+                base=self.base,
+                samples=self.samples,
+                name=track.name,
+            )
+            write_json(folder / "export.json", written)
+
+        return self.folder.stage(f"{track.folder}/onnx", depends, work)
+
+    def _logits(self, track: _Track) -> Finished:
+        def work(folder: Path) -> None:
+            predictor = OnnxPredictor(track.onnx.folder / "model.onnx", threads=torch.get_num_threads())
+            people = self._people(Part.TEST, on_cpu=True)
+            np.save(folder / "logits.npy", predict(predictor, people.arrays(), progress=show_bars()))
+
+        return self.folder.stage(f"{track.folder}/test_logits", {"onnx": track.onnx.stamp}, work)
+
+    def _evaluation(self, track: _Track, dense: _Track, baseline: _Track, worst: Finished) -> Finished:
+        config = self.config.evaluation
+        other = None if baseline is track or baseline is dense else baseline
+        depends = {
+            "logits": track.logits.stamp,
+            "dense": dense.logits.stamp,
+            "against": None if other is None else {other.name: other.logits.stamp},
+            "worst": worst.stamp,
+            "evaluation": config.model_dump(mode="json"),
+            "seed": self.config.seed,
+        }
+
+        def judge(reference: _Track | None) -> dict[str, Any]:
+            return evaluate(
+                self._labels(Part.TEST),
+                _read_logits(track.logits),
+                self._groups(Part.TEST),
+                dense_logits=None if reference is None else _read_logits(reference.logits),
+                worst_group=read_json(worst.folder / "worst_group.json")["worst_group"],
+                resamples=config.resamples,
+                confidence=config.confidence,
+                seed=self.config.seed,
+                minimum=config.minimum_group,
+            ).as_dict()
+
+        def work(folder: Path) -> None:
+            against = {} if other is None else {other.name: judge(other)}
+            found = {"evaluation": judge(None if track is dense else dense), "against": against}
+            write_json(folder / "evaluation.json", found)
+
+        return self.folder.stage(f"{track.folder}/evaluation", depends, work)
+
+    def _latency(self, tracks: list[_Track]) -> Finished:
+        config = self.config.benchmark
+        depends = {
+            "models": {t.name: t.onnx.stamp for t in tracks},
+            "benchmark": config.model_dump(mode="json"),
+            "seed": self.config.seed,
+            "machine": platform.node(),
+        }
+
+        def work(folder: Path) -> None:
+            inputs = next(iter(self._people(Part.TEST, batch_size=config.batch_size, on_cpu=True).arrays()))
+            timed = benchmark(
+                {t.name: t.onnx.folder / "model.onnx" for t in tracks},
+                inputs=inputs,
+                macs={t.name: read_json(t.onnx.folder / "export.json")["macs"] for t in tracks},
+                reference=tracks[0].name,
+                seed=self.config.seed,
+                confidence=self.config.evaluation.confidence,
+                progress=show_bars(),
+                **config.model_dump(),
+            )
+            write_json(folder / "latency.json", timed.as_dict())
+            timed.write_csv(folder / "latency.csv")
+
+        return self.folder.stage("latency", depends, work)
+
+    # --- report ---
+
+    def _report(self, tracks: list[_Track], latency: Finished, worst: Finished) -> Finished:
+        depends = {
+            "evaluations": {t.name: t.evaluation.stamp for t in tracks},
+            "latency": latency.stamp,
+            "name": self.config.name,
+            "data": self.config.data.model_dump(mode="json"),
+            "notes": [*self.samples.notes, *self.samples.attribution],
+            "methods": [m.model_dump(mode="json") for m in self.config.prune.methods],
+        }
+
+        def work(folder: Path) -> None:
+            report.write(self._results(tracks, latency, worst), folder)
+
+        return self.folder.stage("report", depends, work)
+
+    def _results(self, tracks: list[_Track], latency: Finished, worst: Finished) -> RunResults:
+        timed = read_json(latency.folder / "latency.json")
+        machine, timings = timed.pop("machine"), {m["name"]: m for m in timed.pop("models")}
+        data = self.config.data
+        groups = self._groups(Part.TEST)
+        picked = read_json(worst.folder / "worst_group.json")
+        return RunResults(
+            name=self.config.name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seed=self.config.seed,
+            task=Task(
+                target=data.target,
+                classes=list(self.samples.classes),
+                attribute=groups.attribute,
+                groups=list(groups.names),
+                statement=groups.statement(self.config.evaluation.minimum_group),
+                description=data.description,
+            ),
+            data=Data(
+                name=data.name,
+                attribution=[*self.samples.attribution],
+                sizes=self.samples.sizes,
+                notes=[
+                    *self.samples.notes,
+                    f"The worst group, {picked['worst_group']}, was picked by the dense network's validation accuracy.",
+                ],
+            ),
+            machine=machine,
+            timing=timed,
+            models=[self._model_result(t, timings[t.name]) for t in tracks],
+            versions={
+                "fair-prune-plugins": __version__,
+                "python": platform.python_version(),
+                **{p: metadata.version(p) for p in _REPORTED_PACKAGES},
+            },
+        )
+
+    def _model_result(self, track: _Track, timing: Mapping[str, Any]) -> ModelResult:
+        exported = read_json(track.onnx.folder / "export.json")
+        judged = read_json(track.evaluation.folder / "evaluation.json")
+        common: dict[str, Any] = {
+            "name": track.name,
+            "macs": exported["macs"],
+            "params": exported["params"],
+            "file_bytes": exported["report"]["size"],
+            "evaluation": judged["evaluation"],
+            "against": judged["against"],
+            "latency": dict(timing),
+            "parity": exported["report"]["parity"],
+        }
+        notes = [*exported["report"]["notes"]]
+        if track.variant is None or track.pruned is None:
+            return ModelResult(**common, notes=notes)
+        done = read_json(track.pruned.folder / "pruning.json")
+        method = criteria.get(track.variant.method.name)
+        seconds = dict(done["seconds"])
+        seconds["finetune"] += track.store.seconds
+        return ModelResult(
+            **common,
+            method=track.variant.method.title,
+            summary=method.summary,
+            source=method.source,
+            pruning_ratio=track.variant.ratio,
+            widths=_widths(done["steps"]),
+            seconds=seconds,
+            notes=notes + [f"{layer} keeps its width: {why}" for layer, why in done["steps"][-1]["not_pruned"].items()],
+        )
+
+    # --- people ---
+
+    def _people(self, part: Part, *, batch_size: int = PREDICTION_BATCH, on_cpu: bool = False) -> Batches:
+        device = torch.device("cpu") if on_cpu else self.device
+        return Batches(self.samples, self.samples.rows(part), self.normalise, batch_size, device)
+
+    def _labels(self, part: Part) -> npt.NDArray[np.int64]:
+        return self.samples.labels[self.samples.rows(part)]
+
+    def _groups(self, part: Part) -> GroupLabels:
+        return self.samples.groups.take(self.samples.rows(part))
+
+
+def export_stored(
+    stored: Path, path: Path, *, config: RunConfig, base: Path, samples: Samples, name: str
+) -> dict[str, Any]:
+    """Export a stored network of a run and prove it on test people.
+
+    Args:
+        stored: folder of the network.
+        path: of the ONNX file.
+        config: of the run.
+        base: folder that ``module:function`` is looked up in.
+        samples: the run's data set.
+        name: of the network, written into the file.
+
+    Returns:
+        JSON-ready: ``report`` (:meth:`~fair_prune_plugins.onnx.ExportReport.as_dict`), ``macs``, ``params``.
+    """
+    model, recipe = model_store.load(stored, beside=base)
+    macs, params = tp.utils.count_ops_and_params(copy.deepcopy(model), recipe.example(1))
+    normalise = Normalisation.of_training(samples)
+    rows = samples.rows(Part.TEST)
+    count = min(config.export.samples, len(rows))
+    chosen = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.intp)]
+    written = export(
+        model,
+        recipe.example(2),
+        path,
+        samples=normalise(torch.from_numpy(samples.inputs[chosen])),
+        labels=samples.labels[chosen],
+        groups=samples.groups.take(chosen),
+        opset=config.export.opset,
+        tolerance=config.export.tolerance,
+        metadata=onnx_metadata(config, samples, normalise, name),
+    )
+    return {"report": written.as_dict(), "macs": int(macs), "params": int(params)}
+
+
+def onnx_metadata(config: RunConfig, samples: Samples, normalise: Normalisation, name: str) -> dict[str, str]:
+    """What a user of the ONNX file needs to know, for its ``metadata_props``."""
+    scale = "in 0 to 1 (bytes divided by 255)" if samples.inputs.dtype == np.uint8 else "as in the training data"
+    entries = {"name": name, "target": config.data.target, "classes": json.dumps(samples.classes, ensure_ascii=False)}
+    if isinstance(config.data, TableData):
+        entries["channels"] = "RGB" if config.data.channels == 3 else "grey"
+    return {**entries, **normalise.metadata(scale)}
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device that a configuration names; CUDA is set to deterministic convolutions.
+
+    Raises:
+        ConfigError: it is not available.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(NO_CUDA.format(device=name))
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+    return device
+
+
+def _read_logits(stage: Finished) -> npt.NDArray[np.float32]:
+    logits: npt.NDArray[np.float32] = np.load(stage.folder / "logits.npy", allow_pickle=False)
+    return logits
+
+
+def _widths(steps: list[dict[str, Any]]) -> list[Width]:
+    """Widths before the first and after the last step."""
+    return [
+        Width(layer=row["name"], asked=row["asked"], kept=row["kept"], total=row["initial"], note=row["reason"])
+        for row in steps[-1]["widths"]
+    ]
