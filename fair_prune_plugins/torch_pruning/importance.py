@@ -155,9 +155,9 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
 
     def use(self, plan: GatePlan, statistics: GateStatistics | None) -> None:
         """Take statistics collected elsewhere (merged, loaded, all-reduced) for a plan of the model to prune."""
+        if self._dense is None or (self.plan is not None and self.plan.model is not plan.model):
+            self._dense = statistics  # the first of this model
         self.plan, self.statistics = plan, statistics
-        if self._dense is None:
-            self._dense = statistics
         self._asked.clear()
         self._told.clear()
 

@@ -333,12 +333,15 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             ranked.append(_Ranked(host, groups[name], per_unit, scope, ratio))
         return ranked
 
-    def _check_scores(self, scores: torch.Tensor | None, group: CoupledGroup) -> None:
+    def _check_scores(self, scores: Any, group: CoupledGroup) -> None:
         importance = self.importance if isinstance(self.importance, FairImportance) else type(self.importance).__name__
         if scores is None:
             raise ScoreError(MISSING_SCORES.format(importance=importance, layer=group.name))
-        if scores.shape != (group.channels,):
-            got = len(scores) if scores.ndim == 1 else f"shape {tuple(scores.shape)}"
+        if not isinstance(scores, torch.Tensor) or scores.shape != (group.channels,):
+            if not isinstance(scores, torch.Tensor):
+                got: object = type(scores).__name__
+            else:
+                got = len(scores) if scores.ndim == 1 else f"shape {tuple(scores.shape)}"
             raise ScoreError(
                 WRONG_LENGTH.format(importance=importance, got=got, layer=group.name, expected=group.channels)
             )
