@@ -16,6 +16,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch import nn
 
 from fair_prune_plugins.gates.attention import Contraction
 from fair_prune_plugins.gates.calling import ForwardFn, call, output_tensors
-from fair_prune_plugins.gates.closing import Masks, closed_gates, masks_for
+from fair_prune_plugins.gates.closing import Masks, closed_gates, masks_for, with_first_input
 from fair_prune_plugins.gates.removal import remove, update_attention_owners
 from fair_prune_plugins.gates.structure import CoupledGroup
 
@@ -232,37 +233,56 @@ def _difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor])
 def unfelt(
     model: nn.Module, inputs: Any, groups: Sequence[CoupledGroup], forward_fn: ForwardFn | None, least: float
 ) -> set[str]:
-    """Names of the groups whose producers' weights move no output by ``least`` of its scale (to first order)."""
-    weights = {
-        g.name: [
-            p
-            for s in (*g.producers, *g.attentions)
-            for p in model.get_submodule(s.path).parameters()
-            if p.is_floating_point() and p.ndim > 1
-        ]
-        for g in groups
-    }
-    wanted = list({id(p): p for found in weights.values() for p in found}.values())
-    flags = [p.requires_grad for p in wanted]
+    """Names of the groups whose producers move no output by ``least`` of its scale, to first order."""
+    paths = {g.name: [s.path for s in (*g.producers, *g.attentions)] for g in groups}
+    probes: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    def probe(path: str, _module: nn.Module, _args: Any, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        if not isinstance(first, torch.Tensor):
+            return output
+        nothing = torch.zeros_like(first, requires_grad=True)
+        probes.setdefault(path, []).append((first.detach().clone(), nothing))
+        return (first + nothing, *output[1:]) if isinstance(output, tuple) else first + nothing
+
+    def copied(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return with_first_input(args, kwargs, torch.clone)
+
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    handles = [
+        model.get_submodule(path).register_forward_hook(partial(probe, path))
+        for path in dict.fromkeys(path for found in paths.values() for path in found)
+    ]
+    # What a consumer reads may be overwritten later, which autograd refuses.
+    handles += [
+        model.get_submodule(path).register_forward_pre_hook(copied, with_kwargs=True)
+        for path in dict.fromkeys(s.path for g in groups for s in g.consumers)
+    ]
     try:
-        for p in wanted:
-            p.requires_grad_(True)
+        for p, _ in flags:
+            p.requires_grad_(False)
         with torch.enable_grad():
             outputs = [t for t in output_tensors(call(model, inputs, forward_fn)) if t.grad_fn is not None]
             # Signs instead of a plain sum, over which softmax outputs and the like are constant.
-            signs = [
-                torch.arange(t.numel(), device=t.device).bitwise_and(1).mul(2).sub(1).reshape(t.shape) for t in outputs
-            ]
+            signs = [torch.arange(t.numel()).bitwise_and(1).mul(2).sub(1).reshape(t.shape) for t in outputs]
             scales = [t.detach().abs().max().clamp_min(torch.finfo(t.real.dtype).tiny) for t in outputs]
             totals = [(t.real * s).sum() / c for t, s, c in zip(outputs, signs, scales, strict=True)]
-            found = (
-                torch.autograd.grad(totals, wanted, allow_unused=True) if wanted and totals else [None] * len(wanted)
-            )
+            leaves = [nothing for pairs in probes.values() for _, nothing in pairs]
+            found = iter(torch.autograd.grad(totals, leaves, allow_unused=True) if leaves and totals else ())
     finally:
-        for p, flag in zip(wanted, flags, strict=True):
+        for handle in handles:
+            handle.remove()
+        for p, flag in flags:
             p.requires_grad_(flag)
-    moves = {id(p): 0.0 if d is None else float((p.detach() * d).norm()) for p, d in zip(wanted, found, strict=True)}
-    return {name for name, mine in weights.items() if mine and not any(moves[id(p)] >= least for p in mine)}
+    moves = (
+        {
+            path: max(0.0 if d is None else float((x * d).norm()) for (x, _), d in zip(pairs, found, strict=False))
+            for path, pairs in probes.items()
+        }
+        if totals
+        else {}
+    )
+    return {name for name, mine in paths.items() if mine and not any(moves.get(path, 0.0) >= least for path in mine)}
 
 
 def _first_line(error: Exception) -> str:

@@ -195,11 +195,12 @@ class _Tap(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, anchor: torch.Tensor, meter: GateMeter, routes: Any, dim: int
     ) -> torch.Tensor:
-        # A copy is needed only where the network later overwrites x in place; autograd notices if it does.
-        kept = x.clone() if meter.copies else x
-        ctx.save_for_backward(kept)
+        # A copy is needed only where the network later overwrites x in place; autograd notices if it does. The consumer
+        # gets it too: convolutions remember what they read.
+        alias = x.clone() if meter.copies else x.view_as(x)
+        ctx.save_for_backward(alias if meter.copies else x)
         ctx.meter, ctx.routes, ctx.dim = meter, routes, dim
-        return x.view_as(x)
+        return alias
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None, None, None]:

@@ -32,7 +32,7 @@ NO_GATES = "no coupled group of the model can be pruned:\n{plan}"
 NOT_FINITE = (
     "the gates' derivatives are not finite on batch {batch}, first at {name}: the backward pass overflowed there"
 )
-IN_PLACE = "modified by an inplace operation", "is being modified inplace"
+IN_PLACE = "modified by an inplace operation", "modified inplace"
 
 
 def collect(
@@ -131,9 +131,9 @@ def _measure(
 ) -> torch.Tensor:
     """One batch forward and backward. A second time with copies if the network overwrites what a gate must remember."""
     while True:
-        meter.start(samples, device)
         # Parameters take no gradient, and neither do inputs: the graph begins at the first gate.
         with torch.inference_mode(False), torch.enable_grad():
+            meter.start(samples, device)
             try:
                 loss = total_loss(call(plan.model, inputs, plan.forward_fn))
                 # Only as far as the gates: inputs and a loss's own parameters keep their .grad.

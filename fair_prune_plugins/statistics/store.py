@@ -238,7 +238,8 @@ class GateStatistics:
             InputError: the file is no complete statistics file of a known format.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here, because numpy leaves a damaged file open.
+            with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 header = json.loads(bytes(file["header"]).decode())
                 tensors = {s: torch.from_numpy(file[s].copy()) for s in (*STATES, "weight_square")}
         except FileNotFoundError:
