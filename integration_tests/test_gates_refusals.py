@@ -401,3 +401,46 @@ def test_a_model_the_host_cannot_read_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"cannot read the model's structure.*no gradients here"):
         build_plan(model, X)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+class TiedLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.two.weight = self.one.weight
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.two(torch.relu(self.one(torch.relu(self.stem(x)))))).mean((2, 3)))
+
+
+def test_tied_layers_are_refused_by_name() -> None:
+    plan = build_plan(TiedLayers().eval(), torch.randn(2, 3, 16, 16))
+    assert not plan.prunable
+    told = {g.name: g.reason for g in plan.groups if g.status == "unsupported"}
+    assert any("one and two share a parameter" in r or "two and one share a parameter" in r for r in told.values()), (
+        told
+    )
+
+
+class SpatialAttention(nn.Module):
+    """The wide convolution is multiplied by a map of one channel, at which the host roots the coupled group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.map, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 1, 1), nn.Conv2d(8, 6, 1)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.last(self.wide(x) * torch.sigmoid(self.map(x)))).mean((2, 3)))
+
+
+def test_a_layer_that_no_coupled_group_can_prune_is_named() -> None:
+    model = SpatialAttention().eval()
+    plan = build_plan(model, torch.randn(2, 3, 16, 16))
+    pruned = {s.path for g in plan.prunable for s in g.producers}
+    assert "last" in pruned
+    if "wide" not in pruned:
+        named = {s.path for g in plan.groups if not g.prunable for s in g.producers} | set(plan.unreached)
+        assert "wide" in named
+        assert "wide" in plan.describe()

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from fair_prune_plugins.errors import InputError, UnsupportedModelError
 from fair_prune_plugins.gates.attention import Contraction, check_multihead, find_contractions
 from fair_prune_plugins.gates.calling import ForwardFn, call, generic, moved, output_tensors, preserved, resized
-from fair_prune_plugins.gates.closing import closed_gates, masks_for
+from fair_prune_plugins.gates.closing import closed_gates, masks_for, width_of
 from fair_prune_plugins.gates.probing import misplaced_batches
 from fair_prune_plugins.gates.proof import EXACT, SINGLE_PRECISION, prove, randomised_copy
 from fair_prune_plugins.gates.removal import build_graph, channel_groups
@@ -29,6 +28,8 @@ NO_RUNNING_STATISTICS = (
 NO_SUCH_UNITS = "the plan has no unit set {name!r}; it has {have}"
 WRONG_UNITS = "{name!r} has {size} units; got {got}"
 ALL_CLOSED = "{name!r}: all {size} units closed; at least one must stay"
+TIED = "{one} and {other} share a parameter; pruning one of them would untie it"
+UNREACHED = "the host's graph has no coupled group of its own for it"
 FORWARD_FAILED = (
     "the model fails on its example inputs: {error}. Pass inputs it accepts (or forward_fn=) to build a gate plan"
 )
@@ -78,6 +79,19 @@ class GatePlan:
         """Layers whose width is a width of the model's outputs."""
         return tuple(
             dict.fromkeys(s.path for g in self.groups if g.reaches_output for s in (*g.producers, *g.attentions))
+        )
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """Layers with several outputs that belong to no coupled group as a producer, so that nothing can prune them."""
+        produced = {s.path for g in self.groups for s in (*g.producers, *g.attentions)}
+        return tuple(
+            path
+            for path, m in self.model.named_modules()
+            if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)
+            and width_of(m, output=True) > 1
+            and path not in produced
+            and not any(path.startswith(f"{p}.") for p in produced)
         )
 
     def closed_masks(self, closed: Mapping[str, torch.Tensor | Sequence[int]]) -> dict[str, torch.Tensor]:
@@ -164,6 +178,7 @@ class GatePlan:
             if g.frozen:
                 verdict += f"; frozen: {', '.join(g.frozen)}"
             lines.append(f"{g.name:<40} {units:>6}  {verdict}")
+        lines += [f"{path:<40} {'':>6}  not pruned: {UNREACHED}" for path in self.unreached]
         return "\n".join(lines)
 
 
@@ -184,20 +199,17 @@ def build_plan(
 
     Args:
         model: any module; it is left exactly as it was.
-        example_inputs: what the model is called with: a tensor, a tuple or list (positional), or a dict (keywords).
-        The batch
-            is dimension 0 of its tensors; its size does not matter.
+        example_inputs: what the model is called with: a tensor, a tuple or list (positional), or a dict (keywords). The
+            batch is dimension 0 of its tensors; its size does not matter.
         settings: all of a pruner's settings at once, instead of the next three.
         ignored_layers: modules whose outputs must keep their width.
         num_heads: attention projections (``nn.Linear``) and their head counts; without it the projections of
-        hand-written
-            attention cannot be pruned. ``nn.MultiheadAttention`` is understood by itself.
+            hand-written attention cannot be pruned. ``nn.MultiheadAttention`` is understood by itself.
         prune_num_heads: also make unit sets of whole heads.
         graph: a host pruner's graph of this very model; built if absent.
         forward_fn: ``forward_fn(model, inputs)`` if the model is not called plainly.
-        prove_groups: whether to run the proof. Without it groups keep the status ``"exact"`` unproved; only for
-        plans that were
-            proved before.
+        prove_groups: whether to run the proof. Without it groups keep the status ``"exact"`` unproved; only for plans
+            of models that were proved before.
         seed: of the random units and norms of the proof.
 
     Raises:
@@ -210,7 +222,8 @@ def build_plan(
             raise UnsupportedModelError(NO_RUNNING_STATISTICS.format(path=path or type(module).__name__))
     with preserved(model):
         model.eval()
-        twin, inputs, exact = _twin(model, _generic(inputs, seed), forward_fn, seed)
+        # First of all, because it says best what is wrong with inputs that do not fit.
+        copied = _twin(model, inputs, forward_fn, seed) if prove_groups else None
         if settings is None:
             settings = _settings(model, ignored_layers, num_heads, prune_num_heads)
         if graph is None:
@@ -222,21 +235,44 @@ def build_plan(
                 settings, in_channel_groups=ins, out_channel_groups={**outs, **settings.out_channel_groups}
             )
         groups = read_groups(graph, settings)
-    groups = [_checked_attentions(model, g) for g in groups]
-    contractions: list[Contraction] = []
+    tied = _tied_modules(model)
+    groups = [_refuse_tied(_checked_attentions(model, g), tied) for g in groups]
     wanted = [g for g in groups if g.prunable]
     projections = sorted({path for g in wanted for path in g.heads})
-    with torch.no_grad():
-        contractions = find_contractions(twin, projections, inputs, forward_fn)
+    contractions: list[Contraction] = []
+    if projections and copied is None:
+        copied = _twin(model, inputs, forward_fn, seed)
+    if copied is not None:
+        contractions = find_contractions(copied[0], projections, copied[1], forward_fn)
+    if prove_groups and copied is not None:
+        twin, inputs, exact = copied
         misplaced = misplaced_batches(twin, sorted(members(wanted) & _module_paths(model)), inputs, forward_fn)
-    groups = [_refuse_misplaced(g, misplaced) for g in groups]
-    if prove_groups:
-        builder = _builder(model, graph, forward_fn)
+        candidates = [g for g in (_refuse_misplaced(g, misplaced) for g in wanted) if g.prunable]
+        refused = {g.name: _refuse_misplaced(g, misplaced) for g in wanted}
         verdicts = prove(
-            twin, inputs, [g for g in groups if g.prunable], contractions, builder, forward_fn, seed, exact
+            twin, inputs, candidates, contractions, _builder(model, graph, forward_fn), forward_fn, seed, exact
         )
-        groups = [verdicts.get(g.name, g) for g in groups]
+        groups = [verdicts.get(g.name, refused.get(g.name, g)) for g in groups]
     return GatePlan(model, tuple(groups), tuple(contractions), forward_fn)
+
+
+def _tied_modules(model: nn.Module) -> dict[str, str]:
+    """Modules that share a parameter with another module: path to the other's path."""
+    owners: dict[nn.Parameter, str] = {}
+    tied: dict[str, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        path = name.rpartition(".")[0]
+        first = owners.setdefault(parameter, path)
+        if first != path and model.get_submodule(first) is not model.get_submodule(path):
+            tied[path], tied[first] = first, path
+    return tied
+
+
+def _refuse_tied(group: CoupledGroup, tied: Mapping[str, str]) -> CoupledGroup:
+    for site in (*group.producers, *group.consumers, *group.norms, *group.attentions):
+        if site.path in tied:
+            return group.with_verdict("unsupported", None, TIED.format(one=site.path, other=tied[site.path]))
+    return group
 
 
 def _module_paths(model: nn.Module) -> set[str]:
@@ -251,23 +287,6 @@ def _settings(
     return PruningSettings(
         ignored_layers=layers, num_heads={**heads, **(num_heads or {})}, prune_num_heads=prune_num_heads
     )
-
-
-def _generic(inputs: Any, seed: int) -> Any:
-    """Example inputs that are constant (``torch.zeros``) prove nothing; noise takes their place."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def fill(leaf: Any) -> Any:
-        if (
-            isinstance(leaf, torch.Tensor)
-            and leaf.is_floating_point()
-            and leaf.numel() > 1
-            and leaf.min() == leaf.max()
-        ):
-            return torch.randn(leaf.shape, generator=generator).to(leaf.dtype)
-        return leaf
-
-    return pytree.tree_map(fill, inputs)
 
 
 def _twin(model: nn.Module, inputs: Any, forward_fn: ForwardFn | None, seed: int) -> tuple[nn.Module, Any, float]:

@@ -34,9 +34,9 @@ NOT_COLLECTED = (
     "pruner.step()"
 )
 UNKNOWN_GROUP = (
-    "{importance} has no statistics for the coupled group of {layer!r}; the model's structure changed since they "
-    "were collected, or they "
-    "are of another model. Collect again"
+    "{importance} has no statistics for the coupled group of {layer!r}: the model's structure changed since they were "
+    "collected, they are of another model, or they were collected from the model where the pruner knows more (heads, "
+    "ignored layers). Collect again, from the pruner"
 )
 OTHER_WIDTH = (
     "{importance}: {layer!r} has {now} channels now, the statistics are for {then}; collect again before this step"

@@ -17,6 +17,7 @@ from torch import nn
 from fair_prune_plugins.errors import InputError, ScoreError, UnsupportedModelError
 from fair_prune_plugins.gates import CoupledGroup, GatePlan, UnitSet, build_plan
 from fair_prune_plugins.gates.calling import ForwardFn, call, moved, output_tensors, preserved, resized
+from fair_prune_plugins.gates.plan import UNREACHED
 from fair_prune_plugins.gates.removal import (
     build_graph,
     remove,
@@ -24,7 +25,7 @@ from fair_prune_plugins.gates.removal import (
     update_attention_owners,
     with_norm_pruners,
 )
-from fair_prune_plugins.gates.structure import group_key, host_groups
+from fair_prune_plugins.gates.structure import group_key, host_groups, read_groups
 from fair_prune_plugins.torch_pruning.heads import find_heads
 from fair_prune_plugins.torch_pruning.importance import FairImportance, settings_of
 from fair_prune_plugins.torch_pruning.selection import Candidate, Decision, decide_locally, decide_together, floor_count
@@ -414,6 +415,11 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 warnings.warn(UNSUPPORTED.format(layer=group.name, reason=group.reason), stacklevel=4)
             elif group.units.size == 1:
                 reasons[group.name] = "it has a single unit"
+        ignored = set(self.ignored_layers)
+        for path in plan.unreached:
+            if self.model.get_submodule(path) not in ignored:
+                reasons[path] = UNREACHED
+                warnings.warn(UNSUPPORTED.format(layer=path, reason=UNREACHED), stacklevel=4)
         if plan.frozen:
             logger.info(
                 "frozen layers are pruned with their coupled groups and stay frozen: %s", ", ".join(plan.frozen)
@@ -452,7 +458,7 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             before_text, after_text = ([tuple(s) for s in part] for part in (shapes, after))
             raise UnsupportedModelError(DRY_RUN.format(error=SHAPES.format(before=before_text, after=after_text)))
         # All groups: one whose head dimensions are down to one has no prunable units left, but still has its heads.
-        now = {u.name: u for g in self.gate_plan().groups for u in g.unit_sets}
+        now = {u.name: u for g in read_groups(self.DG, settings_of(self)) for u in g.unit_sets}
         for row in rows:
             got = now[row.name].size if row.name in now else (1 if row.kept == 1 else 0)
             if got != row.kept:
