@@ -12,7 +12,7 @@ counted apart, never dropped and never merged into a group.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from fair_prune_plugins.errors import InputError
+from fair_prune_plugins.picking import Source, pick
 
 UNKNOWN = -1
 """Code of a person whose group is not known."""
@@ -35,7 +36,7 @@ EMPTY_GROUPS = (
     "every group is unknown: none of the {n} rows has a known value of {attribute}; check the column or the callable"
 )
 NO_SUCH_KEY = (
-    "the batch has no {key!r} to take the sensitive group from; it has {have}. Pass groups= the right key, "
+    "the batch has no {key!r} to take the sensitive group from; it is {have}. Pass groups= the right key, "
     "index or a callable"
 )
 WRONG_LENGTH = (
@@ -43,7 +44,7 @@ WRONG_LENGTH = (
 )
 NOT_SCALAR = "the sensitive group {attribute!r} must be one value per sample, got an array of shape {shape}"
 
-GroupSource = str | int | Callable[[Any], Any]
+GroupSource = Source
 """Where one attribute is found in a batch: a key (dict batches), an index (tuple batches) or a callable on the
 batch."""
 
@@ -237,7 +238,7 @@ class GroupReader:
         """
         columns = []
         for name, source in self.sources.items():
-            values = _value_names(name, _take(batch, source), self.value_names.get(name))
+            values = _value_names(name, pick(batch, source, NO_SUCH_KEY), self.value_names.get(name))
             if len(values) != size:
                 raise InputError(WRONG_LENGTH.format(attribute=name, got=len(values), expected=size))
             columns.append(values)
@@ -278,24 +279,6 @@ def _source_name(source: GroupSource) -> str:
         return f"group[{source}]"
     name = getattr(source, "__name__", "group")
     return "group" if name == "<lambda>" else name
-
-
-def _take(batch: Any, source: GroupSource) -> Any:
-    if callable(source):
-        return source(batch)
-    if isinstance(source, int) and isinstance(batch, tuple | list):
-        if not -len(batch) <= source < len(batch):
-            raise InputError(NO_SUCH_KEY.format(key=source, have=f"{len(batch)} items"))
-        return batch[source]
-    try:
-        return batch[source]
-    except (KeyError, IndexError, TypeError):
-        have = (
-            f"the keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"the type {type(batch).__name__}"
-        )
-        if isinstance(batch, tuple | list):
-            have = f"{len(batch)} items and no keys"
-        raise InputError(NO_SUCH_KEY.format(key=source, have=have)) from None
 
 
 def _value_names(attribute: str, values: Any, names: Sequence[str] | None = None) -> list[str | None]:

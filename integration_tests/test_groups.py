@@ -175,10 +175,14 @@ def test_ways_to_say_where_groups_are(groups: Any, batch: Any, attribute: str) -
 @pytest.mark.parametrize(
     ("groups", "batch", "message"),
     [
-        ("race", {"sex": [1, 2], "x": 0}, r"the batch has no 'race' .* it has the keys \['sex', 'x'\]. Pass groups="),
-        ("race", (1, 2), "it has 2 items and no keys"),
-        (2, (1, 2), "the batch has no 2 .* it has 2 items"),
-        ("race", torch.zeros(2), "it has the type Tensor"),
+        (
+            "race",
+            {"sex": [1, 2], "x": 0},
+            r"the batch has no 'race' .* it is a dict with the keys \['sex', 'x'\]. Pass groups=",
+        ),
+        ("race", (1, 2), "it is a tuple of 2 items"),
+        (2, (1, 2), "the batch has no 2 .* it is a tuple of 2 items"),
+        ("race", torch.zeros(2), "it is a Tensor"),
         ("g", {"g": ["a"]}, "'g' has 1 values for a batch of 2; one value per sample is needed"),
         ("g", {"g": ["a"] * 3}, "'g' has 3 values for a batch of 2"),
         ("g", {"g": torch.zeros(2, 3)}, r"one value per sample, got an array of shape \(2, 3\)"),

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from fair_prune_plugins.errors import InputError, MissingDependencyError
+from fair_prune_plugins.picking import contents, pick
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -30,7 +31,7 @@ NOT_A_TENSOR = (
     "the model's forward returned {got}, not a tensor of logits; "
     "pass output= a key, an index or a callable that takes the logits from it"
 )
-NO_SUCH_OUTPUT = "output={output!r} does not take logits from the model's forward, which returned {got}"
+NO_SUCH_OUTPUT = "output={key!r} does not take logits from the model's forward, which returned {have}"
 OUTPUT_SHAPE = "{what} must return logits [n, classes] for {n} inputs, got shape {shape}"
 NO_MODEL_FILE = "there is no ONNX model at {path}"
 NOT_LOADED = "ONNX Runtime cannot load {what}: {reason}"
@@ -115,19 +116,12 @@ class TorchPredictor:
         return tensor.to(next((t.dtype for t in tensors if t.is_floating_point()), torch.float32))
 
     def _take(self, outputs: Any) -> torch.Tensor:
-        result = outputs
-        if callable(self.output):
-            result = self.output(outputs)
-        elif self.output is not None:
-            try:
-                result = outputs[self.output]
-            except (KeyError, IndexError, TypeError):
-                raise InputError(NO_SUCH_OUTPUT.format(output=self.output, got=_describe(outputs))) from None
+        result = outputs if self.output is None else pick(outputs, self.output, NO_SUCH_OUTPUT)
         if isinstance(result, torch.Tensor):
             return result
         if self.output is None:
-            raise InputError(NOT_A_TENSOR.format(got=_describe(outputs)))
-        raise InputError(NO_SUCH_OUTPUT.format(output=self.output, got=_describe(outputs)))
+            raise InputError(NOT_A_TENSOR.format(got=contents(outputs)))
+        raise InputError(NO_SUCH_OUTPUT.format(key=self.output, have=contents(outputs)))
 
 
 class OnnxPredictor:
@@ -262,11 +256,3 @@ def _rows(logits: Array, n: int, what: str) -> FloatArray:
     if rows.ndim != 2 or len(rows) != n or rows.shape[1] == 0:
         raise InputError(OUTPUT_SHAPE.format(what=what, n=n, shape=logits.shape))
     return rows
-
-
-def _describe(outputs: Any) -> str:
-    if isinstance(outputs, dict):
-        return f"a {type(outputs).__name__} with the keys {sorted(map(str, outputs))}"
-    if isinstance(outputs, tuple | list):
-        return f"a {type(outputs).__name__} of {len(outputs)} items"
-    return f"a {type(outputs).__name__}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -10,8 +10,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fair_prune_plugins.errors import InputError
+from fair_prune_plugins.picking import Source, contents, pick
 
-BatchSource = str | int | Callable[[Any], Any]
+BatchSource = Source
 """Where something is found in a batch: a key, an index or a callable on the batch."""
 
 AUTO: Final = "auto"
@@ -19,8 +20,8 @@ AUTO: Final = "auto"
 INPUT_KEYS = ("inputs", "input", "x", "image", "images", "pixel_values", "features")
 TARGET_KEYS = ("targets", "target", "y", "label", "labels")
 
-NOT_FOUND = "the batch has no {key!r} to take the {what} from; it has {have}"
-AMBIGUOUS = "cannot tell where the batch's {what} are: it has {have}; pass {argument}= a key, an index or a callable"
+NOT_FOUND = "the batch has no {key!r} to take the {what} from; it is {have}"
+AMBIGUOUS = "cannot tell where the batch's {what} are: it is {have}; pass {argument}= a key, an index or a callable"
 WRONG_WEIGHTS = "the sample weights must be one finite, non-negative number per sample ({expected}), got {got}"
 
 
@@ -58,7 +59,12 @@ class BatchReader:
         """
         if self.weights is None:
             return torch.ones(samples, dtype=torch.float64)
-        weights = torch.as_tensor(_take(batch, self.weights, "sample weights")).detach().double().cpu()
+        weights = (
+            torch.as_tensor(pick(batch, self.weights, NOT_FOUND.replace("{what}", "sample weights")))
+            .detach()
+            .double()
+            .cpu()
+        )
         if weights.shape != (samples,) or not torch.isfinite(weights).all() or (weights < 0).any():
             got = f"shape {tuple(weights.shape)}" if weights.shape != (samples,) else "negative or non-finite values"
             raise InputError(WRONG_WEIGHTS.format(expected=samples, got=got))
@@ -68,7 +74,7 @@ class BatchReader:
         self, batch: Any, source: BatchSource, what: Literal["inputs", "targets"], keys: tuple[str, ...], index: int
     ) -> Any:
         if source != AUTO:
-            return _take(batch, source, what)
+            return pick(batch, source, NOT_FOUND.replace("{what}", what))
         if isinstance(batch, Mapping):
             found = [k for k in keys if k in batch]
             if len(found) == 1:
@@ -78,24 +84,7 @@ class BatchReader:
                 return batch[index]
         elif isinstance(batch, torch.Tensor) and what == "inputs":
             return batch
-        raise InputError(AMBIGUOUS.format(what=what, have=_have(batch), argument=what))
-
-
-def _take(batch: Any, source: BatchSource, what: str) -> Any:
-    if callable(source):
-        return source(batch)
-    try:
-        return batch[source]
-    except (KeyError, IndexError, TypeError):
-        raise InputError(NOT_FOUND.format(key=source, what=what, have=_have(batch))) from None
-
-
-def _have(batch: Any) -> str:
-    if isinstance(batch, Mapping):
-        return f"the keys {sorted(map(str, batch))}"
-    if isinstance(batch, tuple | list):
-        return f"{len(batch)} items"
-    return f"the type {type(batch).__name__}"
+        raise InputError(AMBIGUOUS.format(what=what, have=contents(batch), argument=what))
 
 
 def rows(tree: Any, samples: int, first: int, last: int) -> Any:

@@ -20,6 +20,7 @@ from fair_prune_plugins.gates.calling import batch_size, call, moved, preserved
 from fair_prune_plugins.gates.plan import GatePlan
 from fair_prune_plugins.gates.tapping import GateMeter
 from fair_prune_plugins.groups import EMPTY_GROUPS, GroupReader, GroupSource, as_reader
+from fair_prune_plugins.picking import Source, pick
 from fair_prune_plugins.statistics.batches import AUTO, BatchReader, BatchSource
 from fair_prune_plugins.statistics.checksum import model_checksum
 from fair_prune_plugins.statistics.sample_losses import NOT_DIFFERENTIABLE, LossFn, Reduction, SampleLosses
@@ -29,6 +30,7 @@ Groups = GroupReader | GroupSource | Sequence[GroupSource] | Mapping[str, GroupS
 
 NO_DATA = "the loader yielded no sample; statistics need data"
 NO_GATES = "no coupled group of the model can be pruned:\n{plan}"
+NO_SUCH_OUTPUT = "output={key!r} is not in what the model returns, {have}"
 NOT_FINITE = (
     "the gates' derivatives are not finite on batch {batch}, first at {name}: the backward pass overflowed there"
 )
@@ -44,7 +46,7 @@ def collect(
     inputs: BatchSource = AUTO,
     targets: BatchSource | None = AUTO,
     weights: BatchSource | None = None,
-    output: str | int | Callable[[Any], Any] | None = None,
+    output: Source | None = None,
     reduction: Reduction = "auto",
     progress: bool = True,
 ) -> GateStatistics:
@@ -108,7 +110,7 @@ def collect(
             def total_loss(
                 outputs: Any, t: Any = loss_targets, w: Any = weights_or_none, n: int = samples, b: int = number
             ) -> torch.Tensor:
-                return losses.total(_picked(outputs, output), t, w, n, b)
+                return losses.total(outputs if output is None else pick(outputs, output, NO_SUCH_OUTPUT), t, w, n, b)
 
             values = _measure(plan, meter, model_inputs, device, samples, total_loss)
             if not torch.isfinite(values).all():
@@ -146,20 +148,6 @@ def _measure(
         if reached is None:
             raise InputError(NOT_DIFFERENTIABLE)
         return meter.finish()
-
-
-def _picked(outputs: Any, output: str | int | Callable[[Any], Any] | None) -> Any:
-    if output is None:
-        return outputs
-    if callable(output):
-        return output(outputs)
-    try:
-        return outputs[output]
-    except (KeyError, IndexError, TypeError):
-        have = (
-            f"the keys {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"
-        )
-        raise InputError(f"output={output!r} is not in what the model returns ({have})") from None
 
 
 @contextmanager
