@@ -42,6 +42,7 @@ NO_SUCH_KEY = (
 WRONG_LENGTH = (
     "the sensitive group {attribute!r} has {got} values for a batch of {expected}; one value per sample is needed"
 )
+AMBIGUOUS_VALUE = "a value among {values} contains {join!r}, which joins the values of intersections; rename it"
 NOT_SCALAR = "the sensitive group {attribute!r} must be one value per sample, got an array of shape {shape}"
 
 GroupSource = Source
@@ -334,4 +335,7 @@ def _name(attribute: str, value: Any, names: Sequence[str] | None) -> str | None
 
 
 def _join(row: Sequence[str | None]) -> str | None:
-    return None if any(v is None for v in row) else JOIN.join(v for v in row if v is not None)
+    values = [v for v in row if v is not None]
+    if len(values) > 1 and any(JOIN in v for v in values):
+        raise InputError(AMBIGUOUS_VALUE.format(values=values, join=JOIN))
+    return JOIN.join(values) if len(values) == len(row) else None

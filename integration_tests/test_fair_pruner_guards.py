@@ -6,6 +6,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch import nn
 from fair_prune_plugins import torch_pruning as fpt
 from fair_prune_plugins.criteria import keep_fraction_schedule
 from fair_prune_plugins.errors import InputError, ScoreError, UnsupportedModelError
+from fair_prune_plugins.gates import build_plan
 from fair_prune_plugins.torch_pruning import pruner as pruner_module
 from fair_prune_plugins.torch_pruning.pruner import MISSING_SCORES, NO_STEPS_LEFT, WRONG_LENGTH
 from integration_tests.networks import CLASSES, build
@@ -555,3 +557,24 @@ def test_a_ratio_of_zero_removes_nothing() -> None:
     assert Snapshot.of(model) == before
     assert report.macs == report.macs_before
     assert all(r.kept == r.initial and not r.reason for r in report.widths)
+
+
+def test_a_coupled_group_that_was_never_proved_is_not_pruned() -> None:
+    model, x = build("plain"), torch.randn(2, 3, 16, 16)
+    pruner = fpt.FairPruner(model, x, fpt.MagnitudeImportance(), pruning_ratio=0.5)
+    pruner._plan = replace(pruner._plan, groups=pruner._plan.groups[:-1])
+    with pytest.raises(UnsupportedModelError, match="never proved"):
+        pruner.step()
+    assert pruner.current_step == 0
+    assert {g.status for g in build_plan(model, x, prove_groups=False).groups} == {"unproved"}
+
+
+def test_a_step_report_prints_every_width_and_what_was_left_alone() -> None:
+    model, x = build("plain"), torch.randn(2, 3, 16, 16)
+    model.get_submodule("body.2").requires_grad_(False)
+    report = fpt.FairPruner(model, x, fpt.MagnitudeImportance(), pruning_ratio=0.5).step()
+    text = str(report)
+    for width in report.widths:
+        assert f"{width.name}: kept {width.kept} of {width.initial}, {width.asked} asked" in text
+    assert "fc: left alone, it is an output of the model" in text
+    assert "frozen and pruned with their coupled group: body.2.0" in text

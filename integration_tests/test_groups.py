@@ -218,3 +218,10 @@ def test_a_fixed_vocabulary_keeps_its_order_and_its_empty_groups() -> None:
     assert reader.read({"g": ["a", None, "z"]}, 3).tolist() == [1, UNKNOWN, 0]
     assert reader.known_names == ("z", "a", "never")
     assert reader.order == [0, 1, 2]
+
+
+def test_values_that_would_merge_two_intersections_are_refused() -> None:
+    columns = {"race": ["a x b", "a"], "place": ["c", "b x c"]}
+    with pytest.raises(InputError, match="contains ' x '"):
+        GroupLabels.from_columns(columns)
+    assert GroupLabels.from_columns({"race": columns["race"]}).names == ("a", "a x b")

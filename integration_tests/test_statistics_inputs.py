@@ -399,3 +399,23 @@ def test_the_progress_bar_can_be_switched_off(plan: GatePlan, capsys: pytest.Cap
     assert capsys.readouterr().err == ""
     gathered(plan, progress=True)
     assert "gate statistics" in capsys.readouterr().err
+
+
+def test_images_with_channels_last_are_a_clear_error(plan: GatePlan) -> None:
+    data = {"x": torch.randn(4, 16, 16, 3), "y": torch.zeros(4, dtype=torch.int64)}
+    with pytest.raises(InputError, match=r"fails on batch 0 .*inputs are \(4, 16, 16, 3\) float\d+\. Images are"):
+        collect(plan, [data], F.cross_entropy, inputs="x", targets="y", progress=False)
+
+
+def test_inputs_are_cast_to_the_models_dtype(plan: GatePlan) -> None:
+    x, y = torch.randn(6, 3, 16, 16, dtype=torch.float64), torch.zeros(6, dtype=torch.int64)
+    per_sample = torch.nn.CrossEntropyLoss(reduction="none")
+    wide, narrow = (collect(plan, [(t, y)], per_sample, progress=False) for t in (x.float().double(), x.float()))
+    assert torch.equal(wide.absolute, narrow.absolute)
+
+
+def test_small_groups_and_unknown_people_are_told(plan: GatePlan, caplog: pytest.LogCaptureFixture) -> None:
+    batch = (torch.randn(4, 3, 16, 16), torch.zeros(4, dtype=torch.int64), ["a", "b", None, "a"])
+    collect(plan, [batch], torch.nn.CrossEntropyLoss(reduction="none"), groups=2, progress=False)
+    assert "1 have no known group" in caplog.text
+    assert "Too small to judge (under 30): a (2), b (1)" in caplog.text

@@ -19,7 +19,7 @@ from fair_prune_plugins.errors import InputError, ScoreError, StaleStatisticsErr
 from fair_prune_plugins.gates import build_plan
 from fair_prune_plugins.statistics import GateStatistics
 from fair_prune_plugins.statistics import collect as measure
-from fair_prune_plugins.torch_pruning.importance import HOST_LAYER_NORM, NO_EXAMPLE, NO_LOADER, SKIPPED, STALE
+from fair_prune_plugins.torch_pruning.importances import HOST_LAYER_NORM, NO_EXAMPLE, NO_LOADER, SKIPPED, STALE
 from fair_prune_plugins.torch_pruning.registration import TAKEN
 from integration_tests.networks import NETWORKS, build, heads_of
 from integration_tests.pruning_oracles import (
@@ -555,7 +555,7 @@ def test_names_options_and_policies_are_strict() -> None:
     for name in criteria.names():
         assert fpt.importance(name).criterion.name == name
         assert isinstance(fpt.importance(name), fpt.FairImportance)
-        assert fpt.needs_data(name) is (name != "magnitude")
+        assert criteria.get(name).needs_data is (name != "magnitude")
     assert isinstance(fpt.importance("fairgrape", target="dense"), fpt.FairGRAPEImportance)
     assert fpt.importance("fairgrape", target="dense").options == {"statistic": "square", "target": "dense"}
     with pytest.raises(InputError, match="Did you mean 'fairgrape'"):
@@ -609,3 +609,17 @@ def test_register_refuses_to_replace_a_foreign_class_and_then_changes_nothing() 
     assert tp.pruner.FairPruner is dict
     for name in OURS["importance"]:
         assert not hasattr(tp.importance, name)
+
+
+@pytest.mark.parametrize("name", [n for n in criteria.names() if criteria.get(n).needs_groups])
+def test_a_fair_criterion_without_groups_is_no_plain_one(name: str) -> None:
+    """Everyone in one group would make them plain Taylor, silently."""
+    model, x = build("plain"), torch.randn(4, 3, 16, 16)
+    pruner = tp.pruner.BasePruner(model, (x,), importance=(score := fpt.importance(name)), ignored_layers=[model.fc])
+    loss = torch.nn.CrossEntropyLoss(reduction="none")
+    with pytest.raises(InputError, match="pass groups="):
+        score.collect(pruner, [(x, torch.zeros(4, dtype=torch.int64))], loss, progress=False)
+    plan = build_plan(model, x)
+    score.use(plan, measure(plan, [(x, torch.zeros(4, dtype=torch.int64))], loss, progress=False))
+    with pytest.raises(ScoreError, match="name no sensitive group"):
+        pruner.step()

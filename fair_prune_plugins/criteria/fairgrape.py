@@ -90,6 +90,7 @@ def greedy_order(importance: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     "fairgrape",
     summary="Greedy selection that keeps each group's share of the importance in every layer as it was before pruning.",
     source="Lin, Kim & Joo, FairGRAPE, ECCV 2022, arXiv:2207.10888, section 3 (on units)",
+    needs_groups=True,
     comparable=False,
 )
 def fairgrape(

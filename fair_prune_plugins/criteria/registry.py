@@ -38,6 +38,7 @@ class Criterion:
         summary: what it does, in one sentence.
         source: the paper (and equation) it comes from.
         needs_data: whether it uses anything beyond the model's weights.
+        needs_groups: whether it compares sensitive groups.
         comparable: whether scores of different layers are in the same unit (a change of the loss), so that a global
         ranking
             means something; ranks are not.
@@ -48,6 +49,7 @@ class Criterion:
     summary: str
     source: str
     needs_data: bool
+    needs_groups: bool
     comparable: bool
 
     @property
@@ -86,7 +88,13 @@ _REGISTRY: dict[str, Criterion] = {}
 
 
 def criterion(
-    name: str, *, summary: str, source: str, needs_data: bool = True, comparable: bool = True
+    name: str,
+    *,
+    summary: str,
+    source: str,
+    needs_data: bool = True,
+    needs_groups: bool = False,
+    comparable: bool = True,
 ) -> Callable[[CriterionFn], CriterionFn]:
     """Register a function as a criterion; see :class:`Criterion` for the arguments.
 
@@ -99,7 +107,7 @@ def criterion(
         if name in _REGISTRY:
             raise InputError(DUPLICATE.format(name=name, first=_place(_REGISTRY[name].function), second=place))
         _check_signature(function, place)
-        _REGISTRY[name] = Criterion(name, function, summary, source, needs_data, comparable)
+        _REGISTRY[name] = Criterion(name, function, summary, source, needs_data, needs_groups, comparable)
         return function
 
     return register

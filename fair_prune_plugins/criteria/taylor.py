@@ -15,7 +15,7 @@ import torch
 
 from fair_prune_plugins.criteria.registry import criterion
 from fair_prune_plugins.errors import InputError, ScoreError
-from fair_prune_plugins.statistics.store import UnitStatistics
+from fair_prune_plugins.statistics.store import EVERYONE, UnitStatistics
 
 Statistic = Literal["absolute", "square", "signed"]
 
@@ -39,7 +39,7 @@ def per_group(statistics: UnitStatistics, statistic: Statistic) -> torch.Tensor:
         ScoreError: there is no group, a group without people, or statistics that are not finite.
         InputError: ``statistic`` is none of the three.
     """
-    if not statistics.names:
+    if statistics.names in ((), (EVERYONE,)):
         raise ScoreError(NO_GROUPS)
     empty = [n for n, w in zip(statistics.names, statistics.weight.tolist(), strict=True) if w <= 0]
     if empty:
@@ -82,6 +82,7 @@ def taylor(statistics: UnitStatistics, *, statistic: Statistic = "absolute") -> 
     "group_balanced_taylor",
     summary="The mean over groups of each group's own mean Taylor importance: all groups count the same.",
     source="Taylor importance (arXiv:1906.10771) averaged over groups",
+    needs_groups=True,
 )
 def group_balanced_taylor(statistics: UnitStatistics, *, statistic: Statistic = "absolute") -> torch.Tensor:
     """Taylor importance in which every known group has the same weight; people of unknown group take no part."""
@@ -92,6 +93,7 @@ def group_balanced_taylor(statistics: UnitStatistics, *, statistic: Statistic = 
     "worst_group_taylor",
     summary="The largest of the groups' own mean Taylor importances: a unit that any group depends on is kept.",
     source="Taylor importance (arXiv:1906.10771), maximum over groups",
+    needs_groups=True,
 )
 def worst_group_taylor(statistics: UnitStatistics, *, statistic: Statistic = "absolute") -> torch.Tensor:
     """What the unit is worth to the group that needs it most; people of unknown group take no part."""

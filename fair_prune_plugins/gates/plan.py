@@ -51,7 +51,6 @@ class GatePlan:
         groups: all coupled groups, those that must or cannot be pruned included.
         contractions: where attention contracts queries with keys.
         forward_fn: how the model is called, if not plainly.
-        frozen: members of some group whose parameters do not require a gradient.
     """
 
     model: nn.Module
@@ -169,8 +168,8 @@ class GatePlan:
                 verdict = "ignored as asked"
             elif g.reaches_output:
                 verdict = "not pruned: it is an output of the model"
-            elif g.status == "exact":
-                verdict = "exact" if g.units.size > 1 else "not pruned: a single unit"
+            elif g.status in ("exact", "unproved"):
+                verdict = g.status if g.units.size > 1 else "not pruned: a single unit"
             elif g.status == "approximate":
                 verdict = f"approximate ({g.error:.1e} of the output's scale): {g.reason}"
             else:
@@ -208,8 +207,8 @@ def build_plan(
         prune_num_heads: also make unit sets of whole heads.
         graph: a host pruner's graph of this very model; built if absent.
         forward_fn: ``forward_fn(model, inputs)`` if the model is not called plainly.
-        prove_groups: whether to run the proof. Without it groups keep the status ``"exact"`` unproved; only for plans
-            of models that were proved before.
+        prove_groups: whether to run the proof. Without it groups have the status ``"unproved"``; for models that were
+            proved before.
         seed: of the random units and norms of the proof.
 
     Raises:
@@ -253,6 +252,8 @@ def build_plan(
             twin, inputs, candidates, contractions, _builder(model, graph, forward_fn), forward_fn, seed, exact
         )
         groups = [verdicts.get(g.name, refused.get(g.name, g)) for g in groups]
+    if not prove_groups:
+        groups = [g.with_verdict("unproved", None) if g.status == "exact" else g for g in groups]
     return GatePlan(model, tuple(groups), tuple(contractions), forward_fn)
 
 
@@ -373,14 +374,18 @@ def _per_channel_square(module: nn.Module, *, output: bool) -> torch.Tensor:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor):
         return torch.zeros(0, dtype=torch.float64)
-    square = weight.detach().double().square().cpu()
+    weight = weight.detach()
     if isinstance(module, nn.Embedding):
-        return square.sum(0)
+        return _square_sum(weight, (0,))
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
     if output is transposed:  # the wanted channels lie along dimension 1, once per conv group
-        square = square.transpose(0, 1)
-        own, other = square.shape[0], square.shape[1]
-        split = square.reshape(own, groups, other // groups, -1).sum((2, 3))
-        return split.t().reshape(-1)
-    return square.flatten(1).sum(1)
+        split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        return _square_sum(split, (1, 3)).reshape(-1)
+    return _square_sum(weight.flatten(1), (1,))
+
+
+def _square_sum(weight: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+    """Sum of squares over some dimensions, float64 on the CPU, without a copy of the weight."""
+    norm: torch.Tensor = torch.linalg.vector_norm(weight, dim=dims)
+    return norm.double().square().cpu()

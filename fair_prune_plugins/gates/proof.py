@@ -26,6 +26,7 @@ from torch import nn
 from fair_prune_plugins.gates.attention import Contraction
 from fair_prune_plugins.gates.calling import ForwardFn, call, output_tensors
 from fair_prune_plugins.gates.closing import Masks, closed_gates, masks_for, with_first_input
+from fair_prune_plugins.gates.norms import MIXING_NORMS
 from fair_prune_plugins.gates.removal import remove, update_attention_owners
 from fair_prune_plugins.gates.structure import CoupledGroup
 
@@ -99,7 +100,7 @@ def randomise(twin: nn.Module, generator: torch.Generator) -> None:
         for module in twin.modules():
             own = dict(module.named_parameters(recurse=False))
             buffers = dict(module.named_buffers(recurse=False))
-            if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm | nn.RMSNorm):
+            if isinstance(module, (nn.modules.batchnorm._NormBase, *MIXING_NORMS)):
                 for name, p in own.items():
                     p.copy_(uniform(p) if name == "weight" else normal(p, 0.3))
                 if isinstance(buffers.get("running_mean"), torch.Tensor):

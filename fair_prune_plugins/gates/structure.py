@@ -17,8 +17,9 @@ from torch import nn
 from torch_pruning import ops
 
 from fair_prune_plugins.errors import UnsupportedModelError
+from fair_prune_plugins.gates.norms import MIXING_NORMS
 
-Status = Literal["exact", "approximate", "unsupported"]
+Status = Literal["exact", "approximate", "unsupported", "unproved"]
 UnitKind = Literal["channels", "head dimensions", "heads"]
 
 GROUPED_QUERY = (
@@ -301,7 +302,7 @@ def _role(graph: tp.DependencyGraph, node: Any, module: Any, out: bool) -> str |
         return "parameters"
     if isinstance(module, nn.MultiheadAttention):
         return "attentions"
-    if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm):
+    if isinstance(module, MIXING_NORMS):
         return "norms"
     if node.type in (
         ops.OPTYPE.CONCAT,

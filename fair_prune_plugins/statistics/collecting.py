@@ -7,6 +7,7 @@ or an interrupt. The cost is that of one ordinary backward pass, whatever the nu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,21 +16,27 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from fair_prune_plugins.errors import InputError
-from fair_prune_plugins.gates.calling import batch_size, call, moved, preserved
+from fair_prune_plugins.errors import FairPruneError, InputError
+from fair_prune_plugins.gates.calling import batch_size, call, moved, output_tensors, preserved
 from fair_prune_plugins.gates.plan import GatePlan
 from fair_prune_plugins.gates.tapping import GateMeter
-from fair_prune_plugins.groups import EMPTY_GROUPS, GroupReader, GroupSource, as_reader
+from fair_prune_plugins.groups import EMPTY_GROUPS, SMALL_GROUP, GroupReader, GroupSource, as_reader
 from fair_prune_plugins.picking import Source, pick
 from fair_prune_plugins.statistics.batches import AUTO, BatchReader, BatchSource
 from fair_prune_plugins.statistics.checksum import model_checksum
 from fair_prune_plugins.statistics.sample_losses import NOT_DIFFERENTIABLE, LossFn, Reduction, SampleLosses
 from fair_prune_plugins.statistics.store import EVERYONE, GateStatistics
 
+logger = logging.getLogger(__name__)
+
 Groups = GroupReader | GroupSource | Sequence[GroupSource] | Mapping[str, GroupSource]
 
 NO_DATA = "the loader yielded no sample; statistics need data"
 NO_GATES = "no coupled group of the model can be pruned:\n{plan}"
+FORWARD_FAILED = (
+    "the model fails on batch {batch} ({error}); its inputs are {shapes}. Images are expected channels first, as "
+    "the model takes them; pass inputs= where the batch has them"
+)
 NO_SUCH_OUTPUT = "output={key!r} is not in what the model returns, {have}"
 NOT_FINITE = (
     "the gates' derivatives are not finite on batch {batch}, first at {name}: the backward pass overflowed there"
@@ -49,6 +56,7 @@ def collect(
     output: Source | None = None,
     reduction: Reduction = "auto",
     progress: bool = True,
+    allow_empty: bool = False,
 ) -> GateStatistics:
     """Measure the gates of a plan on data.
 
@@ -69,6 +77,8 @@ def collect(
         reduction: what a loss that is a single number is of its samples' losses; checked on every batch, sample
             by sample on the first.
         progress: show a progress bar.
+        allow_empty: accept that nobody is seen, or nobody of a known group: for a rank of a distributed run whose share
+            may be empty, before :meth:`GateStatistics.all_reduced`.
 
     Returns:
         Per group and unit, the count and the sums of s, |s| and s squared.
@@ -87,16 +97,17 @@ def collect(
     meter = GateMeter(plan)
     model = plan.model
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     totals = _Totals(meter.width)
     total = len(loader) if isinstance(loader, Sized) else None
-    with preserved(model), meter.attached(), _repeatable():
+    with preserved(model), meter.attached(), _repeatable(device):
         model.eval()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         for number, batch in enumerate(
             tqdm(loader, total=total, desc="gate statistics", disable=not progress, leave=False)
         ):
-            model_inputs = moved(reader.read_inputs(batch), device=device)
+            model_inputs = moved(reader.read_inputs(batch), device=device, dtype=dtype)
             samples = batch_size(model_inputs)
             if not samples:
                 continue
@@ -112,13 +123,13 @@ def collect(
             ) -> torch.Tensor:
                 return losses.total(outputs if output is None else pick(outputs, output, NO_SUCH_OUTPUT), t, w, n, b)
 
-            values = _measure(plan, meter, model_inputs, device, samples, total_loss)
+            values = _measure(plan, meter, model_inputs, device, samples, number, total_loss)
             if not torch.isfinite(values).all():
                 raise InputError(NOT_FINITE.format(batch=number, name=_first_bad(values, meter)))
             totals.add(codes, sample_weights, values.cpu())
-    if not int(totals.people.sum()):
+    if not int(totals.people.sum()) and not allow_empty:
         raise InputError(NO_DATA)
-    if group_reader is not None and not int(totals.people[1:].sum()):
+    if group_reader is not None and not int(totals.people[1:].sum()) and not allow_empty:
         raise InputError(EMPTY_GROUPS.format(n=int(totals.people[0]), attribute=group_reader.attribute))
     return _finished(plan, meter, totals, group_reader)
 
@@ -129,6 +140,7 @@ def _measure(
     inputs: Any,
     device: torch.device,
     samples: int,
+    batch: int,
     total_loss: Callable[[Any], torch.Tensor],
 ) -> torch.Tensor:
     """One batch forward and backward. A second time with copies if the network overwrites what a gate must remember."""
@@ -137,7 +149,7 @@ def _measure(
         with torch.inference_mode(False), torch.enable_grad():
             meter.start(samples, device)
             try:
-                loss = total_loss(call(plan.model, inputs, plan.forward_fn))
+                loss = total_loss(_outputs(plan, inputs, batch))
                 # Only as far as the gates: inputs and a loss's own parameters keep their .grad.
                 (reached,) = torch.autograd.grad(loss, meter.anchor, allow_unused=True)
             except RuntimeError as error:
@@ -150,15 +162,37 @@ def _measure(
         return meter.finish()
 
 
+def _outputs(plan: GatePlan, inputs: Any, batch: int) -> Any:
+    try:
+        return call(plan.model, inputs, plan.forward_fn)
+    except FairPruneError:
+        raise
+    except Exception as error:
+        if any(text in str(error) for text in IN_PLACE):
+            raise
+        shapes = [f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in output_tensors(inputs)]
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(FORWARD_FAILED.format(batch=batch, error=reason, shapes=", ".join(shapes))) from error
+
+
 @contextmanager
-def _repeatable() -> Iterator[None]:
-    """The same numbers on every run on a GPU: no convolution algorithm chosen by timing or adding in random order."""
+def _repeatable(device: torch.device) -> Iterator[None]:
+    """The same numbers on every run on a GPU; torch warns where an operation of the model has no repeatable form."""
+    if device.type != "cuda":
+        yield
+        return
     backend = torch.backends.cudnn
     before = backend.deterministic, backend.benchmark
+    enabled, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     backend.deterministic, backend.benchmark = True, False
+    torch.use_deterministic_algorithms(True, warn_only=warn_only or not enabled)
     try:
         yield
     finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         backend.deterministic, backend.benchmark = before
 
 
@@ -176,9 +210,8 @@ class _Totals:
         member = torch.zeros(len(self.people), len(codes), dtype=torch.float64)
         member[rows, torch.arange(len(codes))] = 1
         self.people += member.sum(1).long()
-        # The loss was weighted already, so s is weight times the sample's own derivative: |s| adds as it is, and
-        # the square
-        # must be weighted once, not twice.
+        # The loss was weighted already, so s is weight times the sample's own derivative: |s| adds as it is, and the
+        # square must be weighted once, not twice.
         self.weight += member @ weights
         self.sum += member @ values
         self.absolute += member @ values.abs()
@@ -205,7 +238,7 @@ def _finished(plan: GatePlan, meter: GateMeter, totals: _Totals, reader: GroupRe
     notes = []
     if plan.frozen:
         notes.append(f"frozen layers are among what can be pruned: {', '.join(plan.frozen)}")
-    return GateStatistics(
+    statistics = GateStatistics(
         "no attribute" if reader is None else reader.attribute,
         names,
         dict(meter.columns),
@@ -218,6 +251,9 @@ def _finished(plan: GatePlan, meter: GateMeter, totals: _Totals, reader: GroupRe
         model_checksum(plan.model),
         notes,
     )
+    if reader is not None and (statistics.unknown or min(statistics.counts.values(), default=0) < SMALL_GROUP):
+        logger.warning("%s", statistics.statement())
+    return statistics
 
 
 def _first_bad(values: torch.Tensor, meter: GateMeter) -> str:

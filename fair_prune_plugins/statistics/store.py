@@ -27,6 +27,10 @@ OTHER_UNITS = (
     "the same structure"
 )
 OTHER_ATTRIBUTE = "these statistics are by {here!r} and by {there!r}; merge statistics by the same sensitive attribute"
+OTHER_MODEL = (
+    "these statistics are of different states of the model (checksums {here} and {there}); collect both on the same "
+    "weights"
+)
 NOT_STATISTICS = "{path} holds no gate statistics: {why}"
 
 
@@ -157,18 +161,25 @@ class GateStatistics:
         """The statistics of both data sets together; groups that only one of them has are kept.
 
         Raises:
-            InputError: other units, or another sensitive attribute.
+            InputError: other units, another sensitive attribute, or another state of the model.
         """
         if self.columns != other.columns:
             raise InputError(OTHER_UNITS.format(here=_sizes(self.columns), there=_sizes(other.columns)))
         if self.attribute != other.attribute:
             raise InputError(OTHER_ATTRIBUTE.format(here=self.attribute, there=other.attribute))
+        if self.checksum != other.checksum:
+            raise InputError(OTHER_MODEL.format(here=self.checksum, there=other.checksum))
         names = tuple(sorted({*self.names, *other.names})) if self.names != other.names else self.names
         a, b = self.rearranged(names), other.rearranged(names)
         states = {s: getattr(a, s) + getattr(b, s) for s in STATES}
-        checksum = self.checksum if self.checksum == other.checksum else ""
         return GateStatistics(
-            self.attribute, names, self.columns, **states, weight_square=self.weight_square, checksum=checksum
+            self.attribute,
+            names,
+            self.columns,
+            **states,
+            weight_square=self.weight_square,
+            checksum=self.checksum,
+            notes=list(dict.fromkeys([*self.notes, *other.notes])),
         )
 
     def rearranged(self, names: Sequence[str]) -> GateStatistics:
@@ -180,27 +191,33 @@ class GateStatistics:
         at = [list(names).index(n) for n in self.names] + [len(names)]
         for state in STATES:
             getattr(result, state)[at] = getattr(self, state)
+        result.notes = list(self.notes)
         return result
 
     def all_reduced(self, process_group: Any = None) -> GateStatistics:
         """Add up over the ranks of a ``torch.distributed`` run; every rank gets the same result.
 
-        Ranks may know different groups. Works on CPU and GPU backends.
+        Ranks may know different groups, and a rank may have seen nobody (``collect(..., allow_empty=True)``). Works on
+        CPU and GPU backends.
 
         Raises:
-            InputError: the ranks measured different units.
+            InputError: the ranks measured different units, attributes or states of the model; raised on every rank.
         """
         from torch import distributed as dist
 
         gathered: list[Any] = [None] * dist.get_world_size(process_group)
-        mine = (self.names, self.columns, self.attribute, self.checksum)
+        mine = (self.names, self.columns, self.attribute, self.checksum, self.notes)
         dist.all_gather_object(gathered, mine, group=process_group)
-        for _, columns, attribute, _ in gathered:
-            if columns != self.columns:
-                raise InputError(OTHER_UNITS.format(here=_sizes(self.columns), there=_sizes(columns)))
-            if attribute != self.attribute:
-                raise InputError(OTHER_ATTRIBUTE.format(here=self.attribute, there=attribute))
-        same = all(names == self.names for names, *_ in gathered)
+        # Compared with the first rank's, so that every rank comes to the same end.
+        _, first_columns, first_attribute, first_checksum, _ = gathered[0]
+        for _, columns, attribute, checksum, _ in gathered:
+            if columns != first_columns:
+                raise InputError(OTHER_UNITS.format(here=_sizes(first_columns), there=_sizes(columns)))
+            if attribute != first_attribute:
+                raise InputError(OTHER_ATTRIBUTE.format(here=first_attribute, there=attribute))
+            if checksum != first_checksum:
+                raise InputError(OTHER_MODEL.format(here=first_checksum, there=checksum))
+        same = all(names == gathered[0][0] for names, *_ in gathered)
         union = self.names if same else tuple(sorted({n for names, *_ in gathered for n in names}))
         result = self.rearranged(union)
         on_gpu = dist.get_backend(process_group) == dist.Backend.NCCL
@@ -209,8 +226,7 @@ class GateStatistics:
             total = getattr(result, state).to(device)
             dist.all_reduce(total, group=process_group)
             setattr(result, state, total.cpu())
-        if any(checksum != self.checksum for *_, checksum in gathered):
-            result.checksum = ""
+        result.notes = list(dict.fromkeys(note for *_, notes in gathered for note in notes))
         return result
 
     def save(self, path: str | Path) -> None:

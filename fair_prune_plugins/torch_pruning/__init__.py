@@ -1,6 +1,6 @@
 """The adapter for Torch-Pruning: importance classes for any of its pruners, and a pruner with guards."""
 
-from fair_prune_plugins.torch_pruning.importance import (
+from fair_prune_plugins.torch_pruning.importances import (
     FairGRAPEImportance,
     FairImportance,
     GroupBalancedTaylorImportance,
@@ -8,7 +8,6 @@ from fair_prune_plugins.torch_pruning.importance import (
     TaylorImportance,
     WorstGroupTaylorImportance,
     importance,
-    needs_data,
 )
 from fair_prune_plugins.torch_pruning.pruner import FairPruner
 from fair_prune_plugins.torch_pruning.registration import register
@@ -25,6 +24,5 @@ __all__ = [
     "WidthReport",
     "WorstGroupTaylorImportance",
     "importance",
-    "needs_data",
     "register",
 ]

@@ -27,7 +27,7 @@ from fair_prune_plugins.gates.removal import (
 )
 from fair_prune_plugins.gates.structure import group_key, host_groups, read_groups
 from fair_prune_plugins.torch_pruning.heads import find_heads
-from fair_prune_plugins.torch_pruning.importance import FairImportance, settings_of
+from fair_prune_plugins.torch_pruning.importances import FairImportance, settings_of
 from fair_prune_plugins.torch_pruning.selection import Candidate, Decision, decide_locally, decide_together, floor_count
 from fair_prune_plugins.torch_pruning.step_report import StepReport, WidthReport
 from fair_prune_plugins.torch_pruning.transaction import transaction
@@ -50,6 +50,10 @@ UNSUPPORTED = "not pruned: the coupled group of {layer!r}: {reason}"
 DRY_RUN = "the pruned model does not run ({error}); the model was put back as it was before this step"
 SHAPES = "pruning changed the shapes of the model's outputs from {before} to {after}"
 NOT_ACHIEVED = "{layer!r} has {got} channels after the step where {expected} were to stay"
+UNPROVED = (
+    "the coupled group of {layer!r} was not there when the pruner was made, so its gates were never proved: the "
+    "model's structure was changed by something else; make a new pruner"
+)
 NO_STEPS_LEFT = "all {steps} steps were taken; make a new pruner to prune further"
 
 
@@ -255,6 +259,7 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             params_before,
             params,
             dict(self.not_pruned),
+            self._plan.frozen,
         )
         logger.info("%s", report)
         return report
@@ -323,6 +328,8 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             name = group_key(self.DG, host)
             if name in self.not_pruned or not groups[name].prunable:
                 continue
+            if groups[name].status == "unproved":
+                raise UnsupportedModelError(UNPROVED.format(layer=name))
             scores = self.importance(host)
             self._check_scores(scores, groups[name])
             assert scores is not None

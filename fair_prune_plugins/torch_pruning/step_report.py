@@ -41,7 +41,8 @@ class StepReport:
         macs: the same after it.
         params_before: parameters before the step.
         params: parameters after it.
-        not_pruned: coupled groups that were left alone, and why.
+        not_pruned: layers that were left alone, and why: outputs, ignored and unsupported ones.
+        frozen: layers without gradients that were pruned with their coupled group; they stay frozen.
     """
 
     step: int
@@ -52,6 +53,7 @@ class StepReport:
     params_before: int
     params: int
     not_pruned: dict[str, str]
+    frozen: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain values, ready for JSON."""
@@ -63,7 +65,10 @@ class StepReport:
             f"step {self.step}: {kept} of {initial} units kept, MACs {self.macs_before:,} -> {self.macs:,}, "
             f"parameters {self.params_before:,} -> {self.params:,}"
         ]
-        lines += [
-            f"  {w.name}: kept {w.kept} of {w.initial}, {w.asked} asked: {w.reason}" for w in self.widths if w.reason
-        ]
+        for w in self.widths:
+            why = f": {w.reason}" if w.reason else ""
+            lines.append(f"  {w.name}: kept {w.kept} of {w.initial}, {w.asked} asked{why}")
+        lines += [f"  {name}: left alone, {reason}" for name, reason in self.not_pruned.items()]
+        if self.frozen:
+            lines.append(f"  frozen and pruned with their coupled group: {', '.join(self.frozen)}")
         return "\n".join(lines)

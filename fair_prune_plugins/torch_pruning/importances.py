@@ -43,8 +43,8 @@ OTHER_WIDTH = (
 )
 STALE = (
     "{importance}: the model's weights changed since the statistics were collected (fine-tuned, or pruned already). "
-    "Collect again before this "
-    "step, or pass on_stale='warn' or 'ignore' if old statistics are meant"
+    "Collect again before this step. Where only values changed and the old statistics are meant, pass on_stale='warn' "
+    "or 'ignore'; after a pruning step they no longer fit"
 )
 NOT_FINITE = (
     "{importance}: the scores of {layer!r} are not finite ({count} of {total}); check the statistics and the criterion"
@@ -56,6 +56,9 @@ HOST_LAYER_NORM = (
     "kept; use fair_prune_plugins.torch_pruning.FairPruner for this model"
 )
 NO_EXAMPLE = "example_inputs are needed to build the gate plan: pass example_inputs=, or a loader to take a batch from"
+NO_SENSITIVE_GROUP = (
+    "{importance} compares sensitive groups: pass groups= the key, index or callable that finds them in a batch"
+)
 NO_LOADER = "{importance} needs data: pass a loader and a loss_fn"
 
 
@@ -131,6 +134,8 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
         """
         if (loader is None or loss_fn is None) and self.criterion.needs_data:
             raise InputError(NO_LOADER.format(importance=self))
+        if groups is None and self.criterion.needs_groups:
+            raise InputError(NO_SENSITIVE_GROUP.format(importance=self))
         if example_inputs is None and not hasattr(pruner_or_model, "gate_plan"):
             if loader is None:
                 raise InputError(NO_EXAMPLE)
@@ -335,7 +340,7 @@ IMPORTANCES: dict[str, type[FairImportance]] = {
 
 
 def importance(name: str, *, on_stale: OnStale = "error", **options: Any) -> FairImportance:
-    """The importance of a registered criterion by name, criteria of other packages included.
+    """The importance of any registered criterion, by name.
 
     Raises:
         InputError: no such criterion or option.
@@ -344,11 +349,6 @@ def importance(name: str, *, on_stale: OnStale = "error", **options: Any) -> Fai
     if name in IMPORTANCES:
         return IMPORTANCES[name](on_stale=on_stale, **options)
     return FairImportance(name, on_stale=on_stale, **options)
-
-
-def needs_data(name: str) -> bool:
-    """Whether a criterion must collect statistics before it can score."""
-    return get(name).needs_data
 
 
 def plan_of(pruner_or_model: Any, example_inputs: Any, forward_fn: ForwardFn | None = None) -> GatePlan:
