@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,8 +18,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from fair_prune_plugins.cli import app
 from fair_prune_plugins.errors import InputError
+from fair_prune_plugins.workflow.commands import app
 
 CONFIG = """
 name: Faces that are not there
@@ -209,10 +210,79 @@ def test_every_command_has_help(command: str) -> None:
     assert "--debug" in result.stdout
 
 
+@pytest.mark.parametrize(("missing", "arguments"), [("typer", []), ("yaml", ["explain"])])
+def test_without_the_extra_there_is_a_message_instead_of_a_traceback(missing: str, arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] == {missing!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from fair_prune_plugins.cli import main\n"
+        f"sys.argv = ['fair-prune', *{arguments!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert (
+        done.stderr.split()
+        == (
+            f"Error: {missing} is needed for fair-prune; install it with: pip install 'fair-prune-plugins[workflow]'"
+        ).split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "command", "said"),
+    [
+        ("run.json", "{", "report", "not JSON"),
+        ("run.json", "[]", "export", "cannot be read as the configuration of a run"),
+        ("run.json", '{"base": "."}', "export", "it has no 'config'"),
+        ("run.json", '{"config": {"sed": 1}, "base": "."}', "report", "data: Field required"),
+        ("report/results.json", "{}", "report", "is not a results file of this version"),
+        ("report/results.json", None, "report", "there is no results file at"),
+        ("models/dense/trained/model.json", "{}", "export", "model.json is damaged ('schema_version')"),
+        ("models/dense/trained/model.json", "{", "export", "model.json is damaged"),
+    ],
+)
+def test_damaged_run_folders_are_told(
+    finished: tuple[Path, Any], tmp_path: Path, file: str, change: str | None, command: str, said: str
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    if change is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(change)
+    further = ["-m", "dense", "-o", tmp_path / "x.onnx"] if command == "export" else []
+    result = invoke(command, folder, *further, width=1000)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ")
+    assert said in result.stderr
+
+
+def test_an_opset_that_onnx_does_not_know_is_told(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    result = invoke("export", finished[0], "-m", "dense", "-o", tmp_path / "x.onnx", "--opset", "99", width=1000)
+    assert result.exit_code == 2
+    assert "export.opset: this version of onnx knows the opsets 11 to" in result.stderr
+
+
+def test_groups_that_cannot_be_judged_stop_the_run_before_the_training(place: Path, tmp_path: Path) -> None:
+    for override, said in (
+        ("evaluation.minimum_group=100", "evaluation.minimum_group: no group by skin x sex has 100 validation people"),
+        ("data.groups=[file]", "prune.collect_on: the groups ["),
+    ):
+        result = invoke("run", place / "config.yaml", "-o", tmp_path / "out", "--set", override, width=5000)
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert not (tmp_path / "out/models").exists()
+
+
 def test_the_command_line_starts_without_torch() -> None:
     """Help must come at once: nothing heavy is imported before a command needs it."""
     code = (
-        "import sys; from fair_prune_plugins.cli import app; "
+        "import sys; from fair_prune_plugins.workflow.commands import app; "
         "heavy = [m for m in ('torch', 'pandas', 'sklearn', 'onnxruntime', 'matplotlib') if m in sys.modules]; "
         "sys.exit(str(heavy) if heavy else 0)"
     )

@@ -169,8 +169,8 @@ def test_layers_that_left_the_fast_layout_are_said():
     layouts = {"dense": Layout(20, 20), "pruned": Layout(6, 20, (None,) * 14), "none": Layout(0, 0)}
     report = report_of({name: [[0.01] * 50] * 3 for name in layouts}, layouts=layouts)
     assert [n for n in report.notes if "fast layout" in n] == [
-        "14 of 20 convolutions of pruned run outside the fast layout; keep channels at multiples of 8 or 16 (round_to) "
-        "when pruning"
+        "14 of 20 convolutions of pruned run outside the fast layout; a multiple of 4 (round_to) keeps convolutions in "
+        "ONNX Runtime's fast CPU layout, 16 is faster where the width allows"
     ]
     assert report["none"].fast_share is None
     assert report["pruned"].fast_share == 0.3

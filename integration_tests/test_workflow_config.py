@@ -39,6 +39,17 @@ def test_bare_names_and_mappings_both_say_a_method() -> None:
         ("prune.methods=[taylor, {name: fairgrape, labl: x}]", ["'prune.methods.1.labl'", "did you mean 'label'?"]),
         ("prune.steps=null", ["prune", "keep_fraction"]),
         ("prune.isomorphic=true", ["prune", "global_pruning"]),
+        (
+            "prune={methods: [taylor], ratios: [0.3, 0.5], steps: 6, schedule: keep_fraction}",
+            ["prune.steps: 6 steps are too few", "takes 7 steps to the ratio 0.5", "prune.steps: null"],
+        ),
+        ("prune.keep_fraction=0.8", ["prune.keep_fraction is set but does nothing with prune.schedule: linear"]),
+        (
+            "data={kind: npz, path: x.npz, groups: [g], parts: {column: c}, test: 0.2}",
+            ["data.test is set but does nothing where data.parts.test names those people"],
+        ),
+        ("export.opset=10", ["export.opset", "greater than or equal to 11"]),
+        ("export.opset=999", ["export.opset: this version of onnx knows the opsets 11 to", "got 999"]),
         ("training.optimizer=adam", ["training.optimizer", "'adamw' or 'sgd'", "got 'adam'"]),
         ("training.learning_rate=.nan", ["training.learning_rate", "finite"]),
         ("data.kind=tabel", ["data.kind", "did you mean 'table'?", "npz"]),
@@ -83,9 +94,31 @@ def test_paths_take_environment_variables(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("SOME_PLACE", str(tmp_path))
     assert config.path_of("${SOME_PLACE}/x.zip", Path("base"), key="data.images") == tmp_path / "x.zip"
     assert config.path_of("x.zip", Path("base"), key="data.images") == Path("base/x.zip")
+    assert config.path_of("${SOME_PLACE:-../x}/y", Path("base"), key="data.images") == tmp_path / "y"
     monkeypatch.delenv("SOME_PLACE")
-    with pytest.raises(ConfigError, match=r"data\.images: the environment variable SOME_PLACE is not set"):
+    assert config.path_of("${SOME_PLACE:-../x}/y", Path("base"), key="data.images") == Path("base/../x/y")
+    with pytest.raises(
+        ConfigError, match=r"data\.images: the environment variable SOME_PLACE is not set; set it, .*SOME_PLACE:-"
+    ):
         config.path_of("$SOME_PLACE/x.zip", Path("base"), key="data.images")
+
+
+def test_what_is_written_back_whole_can_be_read_again() -> None:
+    """A run folder keeps every key with its value, also those that nobody set and that do nothing."""
+    read = parse(GOOD, "finetune.epochs_between=2")
+    assert config.RunConfig.model_validate(read.model_dump(mode="json")) == read
+
+
+def test_epochs_between_with_one_step_are_remarked() -> None:
+    (remark,) = config.remarks(parse(GOOD, "finetune.epochs_between=2"))
+    assert "finetune.epochs_between is set but does nothing with one pruning step" in remark
+    assert config.remarks(parse(GOOD, "finetune.epochs_between=2", "prune.steps=2")) == []
+    assert config.remarks(parse()) == []
+
+
+def test_the_faces_configuration_is_valid() -> None:
+    read = config.read(Path(__file__).parents[1] / "benchmarks/fairface/first_run.yaml")
+    assert (read.prune.steps, read.finetune.epochs_between, read.finetune.epochs) == (3, 1, 3)
 
 
 def test_every_key_is_explained() -> None:
@@ -123,5 +156,6 @@ def test_the_quickstart_configuration_is_valid() -> None:
     text = files("fair_prune_plugins.workflow").joinpath("configs/quickstart.yaml").read_text(encoding="utf-8")
     read = config.parse(text, origin="quickstart.yaml")
     assert read.prune.methods[0].name == "taylor"
-    assert len(read.prune.methods) == 3
+    assert [m.name for m in read.prune.methods[1:]] == ["magnitude", "group_balanced_taylor", "fairgrape"]
+    assert (read.prune.steps, read.finetune.epochs_between) == (3, 1)
     assert len(read.prune.ratios) == 2

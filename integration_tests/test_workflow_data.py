@@ -60,7 +60,7 @@ def write(
 
 
 def images_of(table: pd.DataFrame) -> dict[str, bytes]:
-    return {name: picture(i * 5) for i, name in enumerate(table["file"])}
+    return {str(name): picture(i * 5) for i, name in enumerate(table["file"])}
 
 
 def load(folder: Path, *, images: str = "images.zip", **changes: object) -> Samples:
@@ -181,6 +181,7 @@ def _put(column: str, row: int, value: object) -> Change:
         (None, {"table": "none.csv"}, "data.table: none.csv is neither a file nor inside"),
         (None, {"table": "labels.txt"}, "must end in .csv or .parquet"),
         (None, {"parts": {"column": "part", "train": "rest", "test": "tst"}}, "'held'; allowed are"),
+        (_put("file", 3, None), {}, "data.file: 1 of 40 rows name no image, first row 3"),
         (_put("smile", 3, None), {}, "data.target: 1 of 40 people have no value, first in row 3"),
         (_put("smile", 5, "grin"), {}, "the test part has the value 'grin' .row 5., which is not among the classes"),
         (None, {"classes": ["no", "maybe"]}, "has the value 'yes' .row 1."),
@@ -190,7 +191,8 @@ def _put(column: str, row: int, value: object) -> Change:
             {"groups": ["skin"]},
             "not one of the 40 people has a known value",
         ),
-        (lambda t: t.update({"part": ["rest"] * COUNT}), {}, "no person is left for the test part"),
+        (lambda t: t.update({"part": ["rest"] * COUNT}), {}, "data.parts.test: no person is left for the test part"),
+        (None, {"validation": 0.01}, "data.validation: no person is left for the validation part .* enlarge"),
     ],
 )
 def test_bad_tables_are_refused_in_words(
@@ -202,6 +204,30 @@ def test_bad_tables_are_refused_in_words(
     write(tmp_path, table, images_of(table))
     with pytest.raises(InputError, match=said):
         load(tmp_path, **settings)
+
+
+def test_text_in_a_csv_file_stays_as_it_stands(tmp_path: Path) -> None:
+    table = table_of()
+    table["file"] = [f"{i:05d}" for i in range(COUNT)]
+    table["skin"] = ["None" if i % 4 < 2 else "NA" for i in range(COUNT)]
+    table["smile"] = ["01" if i % 2 else "1" for i in range(COUNT)]
+    _put("skin", 6, None)(table)
+    write(tmp_path, table, images_of(table))
+    people = load(tmp_path, groups=["skin"])
+    assert (people.inputs[:, 0, 0, 0] == np.arange(COUNT) * 5).all()
+    assert people.groups.names == ("NA", "None")
+    assert people.groups.codes[:7].tolist() == [1, 1, 0, 0, 1, 1, -1]
+    assert len(people.classes) == 2
+
+
+def test_a_negative_code_in_a_csv_file_is_an_unknown_group(tmp_path: Path) -> None:
+    table = table_of()
+    table["skin"] = [(i % 4 < 2) * 1 for i in range(COUNT)]
+    table.loc[6, "skin"] = -1
+    write(tmp_path, table, images_of(table))
+    people = load(tmp_path, groups=["skin"])
+    assert people.groups.names == ("0", "1")
+    assert people.groups.codes[6] == -1
 
 
 def test_people_of_unknown_group_are_kept_and_said(tmp_path: Path) -> None:
@@ -271,6 +297,9 @@ def test_npz_layouts_agree(tmp_path: Path) -> None:
         ({}, {"layout": "nhw"}, "data.layout: nhw needs 3 dimensions"),
         ({"labels": np.arange(COUNT) % 3}, {"classes": ["a", "b"]}, r"labels must be 0 to 1 .* got 0 to 2 \(row 2\)"),
         ({"labels": np.arange(COUNT) % 2 - 1}, {"classes": ["a", "b"]}, "labels must be 0 to 1 .* got -1 to 0"),
+        ({"labels": np.arange(COUNT) % 3}, {"classes": ["a", "b"]}, r"data\.labels: the labels .* in data\.classes"),
+        ({"labels": np.where(np.arange(COUNT) % 2, 1, np.nan)}, {}, "data.labels: 20 of 40 people have no value"),
+        ({"labels": np.array(["a", "b"] * 20)}, {"classes": ["a", "c"]}, "data.labels: the .* has the value 'b'"),
         ({"labels": np.arange(COUNT - 1) % 2}, {}, "'labels' must have one value for each of 40 inputs"),
         ({"labels": np.array([None] * COUNT)}, {}, "'labels' holds Python objects"),
         ({"inputs": np.full((COUNT, 4), np.nan)}, {"layout": "features"}, "NaN or infinite values, first in row 0"),
@@ -322,6 +351,15 @@ def test_a_function_gives_people_and_the_configuration_adds_attribution() -> Non
     people = sources.load(settings, base=Path(), seed=0)
     assert people.sizes["test"] == pytest.approx(1797 / 2, abs=1)
     assert people.attribution == (digits.ATTRIBUTION, "One more line.")
+
+
+def test_a_function_that_takes_a_seed_gets_that_of_the_run() -> None:
+    reference = "fair_prune_plugins.workflow.digits:load"
+    settings = FunctionData(kind="function", function=reference)
+    for seed in (0, 1):
+        assert sources.load(settings, base=Path(), seed=seed).fingerprint() == digits.load(seed=seed).fingerprint()
+    fixed = FunctionData(kind="function", function=reference, options={"seed": 5})
+    assert sources.load(fixed, base=Path(), seed=1).fingerprint() == digits.load(seed=5).fingerprint()
 
 
 def some_people(count: int = 30, **changes: object) -> Samples:

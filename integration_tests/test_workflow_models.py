@@ -16,6 +16,7 @@ from fair_prune_plugins.groups import GroupLabels
 from fair_prune_plugins.workflow import config, model_store, models, pruning, training
 from fair_prune_plugins.workflow.data import Normalisation, Part, Samples
 from fair_prune_plugins.workflow.nets import digits_resnet
+from integration_tests import networks
 
 CPU = torch.device("cpu")
 
@@ -31,6 +32,17 @@ def one_thread() -> Iterator[None]:
 
 def make_own(width: int = 8) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2))
+
+
+def make_frozen() -> nn.Module:
+    model = make_own()
+    model[0].requires_grad_(False)
+    return model
+
+
+def make_attention(kind: str = "attention, fused") -> nn.Module:
+    """Hand-written attention: its forward reads head count and size from plain attributes of its module."""
+    return networks.NETWORKS[kind]()
 
 
 _calls = 0
@@ -89,6 +101,47 @@ def test_a_pruned_and_finetuned_network_is_rebuilt_bit_by_bit(tmp_path: Path, fa
     assert json.loads((tmp_path / "model.json").read_text())["factory"] == factory
 
 
+@pytest.mark.parametrize("kind", ["attention, fused", "attention, separate", "nn.MultiheadAttention"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_pruned_attention_net_is_rebuilt_bit_by_bit(tmp_path: Path, kind: str, steps: int) -> None:
+    samples = people(classes=networks.CLASSES)
+    asked = settings(f"{__name__}:make_attention", steps=steps, round_to=None)
+    recipe = model_store.Recipe(f"{__name__}:make_attention", {"kind": kind}, networks.CLASSES, (3, 16, 16))
+    model = recipe.build(None).eval()
+    dense_size = sum(p.numel() for p in model.parameters())
+    done = pruning.prune(
+        model, asked.prune.methods[0], 0.5, asked, samples, Normalisation.of_training(samples), device=CPU
+    )
+    recipe.history.extend(done.history)
+    for folder in ("made", "again"):
+        (tmp_path / folder).mkdir()
+    model_store.save(model, recipe, tmp_path / "made", beside=None)
+    rebuilt, read = model_store.load(tmp_path / "made", beside=None)
+    assert sum(p.numel() for p in rebuilt.parameters()) < 0.6 * dense_size
+    if kind == "attention, fused":
+        assert read.attributes == {f"blocks.{i}.attn": {"head_dim": 2} for i in (0, 1)}
+    inputs = torch.randn(5, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(model(inputs), rebuilt(inputs))
+    model_store.save(rebuilt, read, tmp_path / "again", beside=None)
+    assert (tmp_path / "again/model.json").read_text() == (tmp_path / "made/model.json").read_text()
+
+
+def test_a_stored_network_stays_frozen_where_its_factory_froze_it(tmp_path: Path) -> None:
+    recipe = model_store.Recipe(f"{__name__}:make_frozen", {}, classes=2, input_shape=(3, 16, 16))
+    samples, asked = people(), settings(recipe.factory, round_to=None)
+    model = recipe.build(None)
+    done = pruning.prune(
+        model, asked.prune.methods[0], 0.5, asked, samples, Normalisation.of_training(samples), device=CPU
+    )
+    recipe.history.extend(done.history)
+    model_store.save(model, recipe, tmp_path, beside=None)
+    rebuilt, _ = model_store.load(tmp_path, beside=None)
+    assert {n: p.requires_grad for n, p in rebuilt.named_parameters()} == {
+        "0.weight": False, "0.bias": False, "4.weight": True, "4.bias": True
+    }  # fmt: skip
+
+
 def test_keep_fraction_takes_as_many_steps_as_it_needs() -> None:
     samples = people()
     asked = settings("digits_resnet", steps=None, schedule="keep_fraction", keep_fraction=0.8, round_to=None)
@@ -98,6 +151,28 @@ def test_keep_fraction_takes_as_many_steps_as_it_needs() -> None:
     )
     assert len(done.steps) == 4, "0.8 ** 4 is the first power of 0.8 below one half"
     assert done.seconds["finetune"] > 0
+
+
+def test_what_the_steps_and_the_statistics_say_is_kept_once() -> None:
+    steps = [
+        {"not_pruned": {"head": pruning.OUTPUT, "aux": pruning.OUTPUT, "odd": "why"}, "frozen": ("stem",)},
+        {"not_pruned": {"head": pruning.OUTPUT, "odd": "why"}, "frozen": ("stem",)},
+    ]
+    assert pruning.notes(steps) == [
+        "odd keeps its width: why.",
+        "Outputs of the model keep their width: head, aux.",
+        "Frozen layers were pruned with their coupled group and stay frozen: stem.",
+    ]
+    samples, asked = people(), settings(f"{__name__}:make_frozen", round_to=None, steps=2)
+    done = pruning.prune(
+        make_frozen(), asked.prune.methods[0], 0.5, asked, samples, Normalisation.of_training(samples), device=CPU
+    )
+    said = pruning.notes(done.steps)
+    assert "Outputs of the model keep their width: 4." in said
+    assert [n for n in said if n.startswith("Frozen layers")] == [
+        "Frozen layers were pruned with their coupled group and stay frozen: 0."
+    ]
+    assert len(done.notes) == len(set(done.notes)) > 0
 
 
 @pytest.fixture
@@ -118,7 +193,7 @@ def test_damaged_weights_are_refused(stored: Path) -> None:
 def test_a_missing_file_and_another_schema_are_named(stored: Path) -> None:
     values = json.loads((stored / "model.json").read_text())
     (stored / "model.json").write_text(json.dumps({**values, "schema_version": 99}))
-    with pytest.raises(InputError, match="schema 99, this one reads 1"):
+    with pytest.raises(InputError, match="schema 99, this one reads 2"):
         model_store.load(stored, beside=None)
     (stored / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"model\.safetensors is missing"):
@@ -129,6 +204,23 @@ def test_a_factory_that_changes_its_network_is_refused(tmp_path: Path) -> None:
     recipe = model_store.Recipe(f"{__name__}:make_another_each_time", {}, classes=2, input_shape=(3, 4, 4))
     with pytest.raises(UnsupportedModelError, match="must give the same layers each time"):
         model_store.save(recipe.build(None).eval(), recipe, tmp_path, beside=None)
+
+
+_width = 8
+
+
+def make_of_a_width() -> nn.Module:
+    return make_own(_width)
+
+
+def test_a_factory_that_was_changed_since_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = model_store.Recipe(f"{__name__}:make_of_a_width", {}, classes=2, input_shape=(3, 16, 16))
+    recipe.history.append(["0", True, [0, 6, 7]])
+    model_store.save(model_store._replayed(recipe, None), recipe, tmp_path, beside=None)
+    for width in (9, 4):
+        monkeypatch.setattr(f"{__name__}._width", width)
+        with pytest.raises(UnsupportedModelError, match="cannot be rebuilt from its pruning history"):
+            model_store.load(tmp_path, beside=None)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt", "wrapped", "parallel"])

@@ -12,6 +12,9 @@ from fair_prune_plugins.latency.intervals import Estimate
 from fair_prune_plugins.latency.layout import Layout
 from fair_prune_plugins.latency.machine import Machine
 
+NOISY = 0.05
+"""Rounds whose medians vary more than this (standard deviation over mean) are called noisy."""
+
 PERCENTILES = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99}
 
 

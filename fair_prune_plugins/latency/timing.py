@@ -25,15 +25,12 @@ from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.latency.intervals import Estimate, FloatArray, draw_rounds, interval, resampled_quantiles
 from fair_prune_plugins.latency.layout import Layout, fast_layout
 from fair_prune_plugins.latency.machine import Machine, describe_machine
-from fair_prune_plugins.latency.report import PERCENTILES, LatencyReport, ModelLatency
+from fair_prune_plugins.latency.report import NOISY, PERCENTILES, LatencyReport, ModelLatency
 from fair_prune_plugins.onnx.parity import external_files
 
 Array = npt.NDArray[Any]
 
 CPU = "CPUExecutionProvider"
-
-NOISY = 0.05
-"""Rounds whose medians vary more than this (standard deviation over mean) are called noisy."""
 
 ENOUGH_FOR_P99 = 100
 RESAMPLES = 1000
@@ -329,7 +326,8 @@ def _notes(
         if dense is not None and share is not None and share < dense and model.layout is not None:
             notes.append(
                 f"{len(model.layout.slow)} of {model.layout.total} convolutions of {model.name} run outside the fast "
-                "layout; keep channels at multiples of 8 or 16 (round_to) when pruning"
+                "layout; a multiple of 4 (round_to) keeps convolutions in ONNX Runtime's fast CPU layout, 16 is faster "
+                "where the width allows"
             )
     return tuple(notes)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -25,8 +25,23 @@ MISSING_KEY = "{origin}: the key {key!r} is missing. `fair-prune explain {key}` 
 NOT_YAML = "{origin} is not valid YAML: {reason}"
 NOT_A_MAPPING = "{origin} must hold keys and values, got {type}"
 NO_FILE = "there is no configuration file at {path}"
-NO_VARIABLE = "{key}: the environment variable {name} is not set, or write the path itself"
+NO_VARIABLE = (
+    "{key}: the environment variable {name} is not set; set it, give a default as in ${{{name}:-folder}}, or write the "
+    "path itself"
+)
+TOO_FEW_STEPS = (
+    "prune.steps: {steps} steps are too few for prune.schedule: keep_fraction: keeping {keep_fraction} of the units "
+    "per step takes {needed} steps to the ratio {ratio}. Set prune.steps: null to take as many as each ratio needs, or "
+    "at least {needed}"
+)
+UNUSED = "{key} is set but does nothing {where}; leave it out{instead}"
+BAD_OPSET = (
+    "export.opset: this version of onnx knows the opsets {low} to {high}, got {got}; null takes the exporter's own"
+)
 BAD_OVERRIDE = "--set takes KEY=VALUE, e.g. --set prune.ratios=[0.5], got {text!r}"
+
+LOWEST_OPSET = 11
+ENVIRONMENT = re.compile(r"\$\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|\$(?P<bare>\w+)")
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -79,7 +94,8 @@ class _Parted(_Described):
     )
     test: Share = Field(
         default=0.2,
-        description="share drawn as test people, who are used once, at the end; unused where data.parts names them",
+        description="share drawn as test people, who are used once, at the end; not to be set where data.parts names "
+        "them",
     )
     classes: list[str] | None = Field(
         default=None, description="the classes in order; null takes the values of the training people, sorted"
@@ -90,7 +106,10 @@ class TableData(_Parted):
     """A table of files (CSV or Parquet) and a folder or zip archive of images."""
 
     kind: Literal["table"] = Field(default="table", description="a table of files plus images")
-    images: str = Field(description="folder or zip archive of the images; $NAME and ${NAME} are environment variables")
+    images: str = Field(
+        description="folder or zip archive of the images; $NAME and ${NAME} are environment variables, "
+        "${NAME:-folder} has a default"
+    )
     table: str = Field(description=".csv or .parquet file; a name inside the archive or folder of images works too")
     file: str = Field(default="file", description="the column with the image's path inside data.images")
     target: str = Field(default="target", description="the column to predict")
@@ -111,7 +130,9 @@ class NpzData(_Parted):
     """Arrays in a NumPy .npz file."""
 
     kind: Literal["npz"] = Field(default="npz", description="arrays in one .npz file")
-    path: str = Field(description="the .npz file; $NAME and ${NAME} are environment variables")
+    path: str = Field(
+        description="the .npz file; $NAME and ${NAME} are environment variables, ${NAME:-folder} has a default"
+    )
     inputs: str = Field(default="inputs", description="array of inputs: uint8 images or float32 numbers")
     layout: Literal["nchw", "nhwc", "nhw", "features"] = Field(
         default="nchw",
@@ -134,7 +155,11 @@ class FunctionData(_Described):
         description="module:function that returns fair_prune_plugins.workflow.data.Samples; looked for beside this "
         "file too"
     )
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the function")
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="keyword arguments of the function; the run's seed is added where it takes a seed and none is "
+        "given here",
+    )
 
 
 class ModelConfig(Section):
@@ -186,7 +211,8 @@ class FinetuneConfig(TrainingConfig):
         default=1e-3, description="the highest learning rate of the schedule"
     )
     epochs_between: Annotated[int, Field(ge=0)] = Field(
-        default=1, description="passes over the training people after each pruning step but the last"
+        default=1,
+        description="passes over the training people after each pruning step but the last; not to be set with one step",
     )
 
 
@@ -246,7 +272,8 @@ class PruneConfig(Section):
         "(prune.keep_fraction)",
     )
     keep_fraction: Ratio = Field(
-        default=0.9, description="share of units kept in each step of the keep_fraction schedule"
+        default=0.9,
+        description="share of units kept in each step of the keep_fraction schedule; not to be set with another",
     )
     collect_on: Literal["validation", "train"] = Field(
         default="validation", description="whose data rank the channels; people the net was not trained on tell more"
@@ -254,8 +281,8 @@ class PruneConfig(Section):
     batch_size: Count = Field(default=64, description="people per batch while statistics are collected")
     round_to: Count | None = Field(
         default=4,
-        description="widths are multiples of this; ONNX Runtime's fast convolutions need 4; null leaves them as "
-        "they come",
+        description="widths are multiples of this: a multiple of 4 keeps convolutions in ONNX Runtime's fast CPU "
+        "layout, 16 is faster where the width allows; null leaves them as they come",
     )
     global_pruning: bool = Field(
         default=False,
@@ -278,9 +305,19 @@ class PruneConfig(Section):
                 raise ValueError(f"{what} must be different, got {values}; give methods of one name different labels")
         if self.steps is None and self.schedule == "linear":
             raise ValueError("steps: null needs schedule: keep_fraction; the linear schedule takes a number")
+        if self.schedule == "keep_fraction" and self.steps is not None:
+            needed, ratio = max((criteria.keep_fraction_steps(r, self.keep_fraction), r) for r in self.ratios)
+            if self.steps < needed:
+                raise ValueError(
+                    TOO_FEW_STEPS.format(steps=self.steps, keep_fraction=self.keep_fraction, needed=needed, ratio=ratio)
+                )
         if self.isomorphic and not self.global_pruning:
             raise ValueError("isomorphic: true needs global_pruning: true")
         return self
+
+    def steps_to(self, ratio: float) -> int:
+        """Pruning steps in which a ratio is reached."""
+        return self.steps or criteria.keep_fraction_steps(ratio, self.keep_fraction)
 
 
 class EvaluationConfig(Section):
@@ -298,14 +335,20 @@ class EvaluationConfig(Section):
 class ExportConfig(Section):
     """The ONNX files."""
 
-    opset: Annotated[int, Field(ge=11)] | None = Field(
-        default=None, description="ONNX opset; null takes the exporter's own"
+    opset: Annotated[int, Field(ge=LOWEST_OPSET)] | None = Field(
+        default=None, description="ONNX opset, up to what the installed onnx knows; null takes the exporter's own"
     )
     tolerance: Annotated[float, Field(gt=0)] = Field(
         default=1e-4,
         description="largest difference to torch, relative to the outputs' scale, at which a file is accepted",
     )
     samples: Count = Field(default=256, description="test people on whom ONNX Runtime and torch are compared")
+
+    @model_validator(mode="after")
+    def _known_opset(self) -> ExportConfig:
+        if self.opset is not None:
+            check_opset(self.opset)
+        return self
 
 
 class BenchmarkConfig(Section):
@@ -330,7 +373,9 @@ class RunConfig(Section):
         description="run folder, relative to where the command is called; null takes runs/ and this file's name",
     )
     seed: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="of everything random; the same seed gives the same run"
+        default=0,
+        description="of everything random: the parts that are drawn (also by a data.function that takes a seed), fresh "
+        "weights, training, bootstrap; the same seed gives the same run",
     )
     device: str = Field(default="cpu", description="where torch trains and collects: cpu, cuda, cuda:1, ..., or auto")
     threads: Count | None = Field(default=None, description="threads of torch; null leaves torch's own choice")
@@ -385,22 +430,71 @@ def parse(text: str, *, origin: str, overrides: Sequence[str] = ()) -> RunConfig
     for override in overrides:
         _replace(values, override)
     try:
-        return RunConfig.model_validate(values)
+        config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_message(error, origin)) from None
+    stray = list(_without_effect(config))
+    if stray:
+        raise ConfigError("\n".join(f"{origin}: {message}" for message in stray))
+    return config
+
+
+def remarks(config: RunConfig) -> list[str]:
+    """What a run should say about its configuration before it starts: allowed, but perhaps not what was meant."""
+    one_step = all(config.prune.steps_to(r) == 1 for r in config.prune.ratios)
+    if one_step and "epochs_between" in config.finetune.model_fields_set:
+        return [
+            UNUSED.format(
+                key="finetune.epochs_between", where="with one pruning step", instead=", or set prune.steps to more"
+            )
+        ]
+    return []
+
+
+def _without_effect(config: RunConfig) -> Iterator[str]:
+    """Keys that were written down and contradict others: whoever wrote them believes in something that is not so."""
+    prune, data = config.prune, config.data
+    if prune.schedule != "keep_fraction" and "keep_fraction" in prune.model_fields_set:
+        where, instead = f"with prune.schedule: {prune.schedule}", ", or set prune.schedule: keep_fraction"
+        yield UNUSED.format(key="prune.keep_fraction", where=where, instead=instead)
+    if isinstance(data, _Parted) and data.parts is not None:
+        for part, named in (("test", data.parts.test), ("validation", data.parts.validation)):
+            if part in data.model_fields_set and named is not None:
+                where, instead = f"where data.parts.{part} names those people", f", or set data.parts.{part}: null"
+                yield UNUSED.format(key=f"data.{part}", where=where, instead=instead)
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an ONNX opset that the installed onnx does not know.
+
+    Raises:
+        ConfigError: likewise.
+    """
+    from onnx.defs import onnx_opset_version
+
+    if not LOWEST_OPSET <= opset <= onnx_opset_version():
+        raise ConfigError(BAD_OPSET.format(low=LOWEST_OPSET, high=onnx_opset_version(), got=opset))
 
 
 def path_of(text: str, base: Path, *, key: str) -> Path:
     """A path from the configuration: environment variables filled in, relative to the configuration's folder.
 
+    ``$NAME`` and ``${NAME}`` must be set; ``${NAME:-default}`` takes the default where it is not, or is empty.
+
     Raises:
         ConfigError: it names an environment variable that is not set.
     """
-    filled = os.path.expandvars(text)
-    unset = re.search(r"\$\{?(\w+)\}?", filled)
-    if unset:
-        raise ConfigError(NO_VARIABLE.format(key=key, name=unset.group(1)))
-    return base / Path(filled).expanduser()
+
+    def value(match: re.Match[str]) -> str:
+        name = match["braced"] or match["bare"]
+        found = os.environ.get(name)
+        if match["default"] is not None:
+            return found or str(match["default"])
+        if found is None:
+            raise ConfigError(NO_VARIABLE.format(key=key, name=name))
+        return found
+
+    return base / Path(ENVIRONMENT.sub(value, text)).expanduser()
 
 
 def _yaml(text: str, origin: str) -> Any:

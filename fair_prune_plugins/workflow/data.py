@@ -27,14 +27,8 @@ class Part(StrEnum):
     TEST = "test"
 
 
-EMPTY_PART = (
-    "no person is left for the {part} part ({sizes}); enlarge its share in data.{part}, or check data.parts and the "
-    "split column"
-)
-LABEL_RANGE = (
-    "the labels must be 0 to {last} for {count} classes, got {low} to {high} (row {row}); check the target or name "
-    "the classes in data.classes"
-)
+EMPTY_PART = "no person is left for the {part} part ({sizes}); there must be training, validation and test people"
+LABEL_RANGE = "the labels must be 0 to {last} for {count} classes, got {low} to {high} (row {row})"
 CLASS_NOT_TRAINED = (
     "the {part} part has the classes {classes}, of which the training part has no example; leave them out or part "
     "the data differently"
@@ -79,17 +73,9 @@ class Samples:
         for what, values in (("labels", self.labels), ("groups", self.groups.codes), ("parts", self.parts)):
             if len(values) != len(self.inputs):
                 raise InputError(WRONG_ROWS.format(inputs=len(self.inputs), got=len(values), what=what))
-        outside = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
-        if outside.size:
-            raise InputError(
-                LABEL_RANGE.format(
-                    last=len(self.classes) - 1,
-                    count=len(self.classes),
-                    low=self.labels.min(),
-                    high=self.labels.max(),
-                    row=outside[0],
-                )
-            )
+        problem = outside(self.labels, len(self.classes))
+        if problem:
+            raise InputError(problem)
         for part in Part:
             if not (self.parts == part).any():
                 raise InputError(EMPTY_PART.format(part=part, sizes=self.sizes))
@@ -134,6 +120,14 @@ class Samples:
             digest.update(np.ascontiguousarray(array).data)
         digest.update(repr((self.classes, self.groups.names, self.groups.attribute)).encode())
         return digest.hexdigest()
+
+
+def outside(labels: npt.NDArray[np.int64], classes: int) -> str:
+    """What is wrong with labels that are not 0 to ``classes - 1``; empty where nothing is."""
+    rows = np.flatnonzero((labels < 0) | (labels >= classes))
+    if not rows.size:
+        return ""
+    return LABEL_RANGE.format(last=classes - 1, count=classes, low=labels.min(), high=labels.max(), row=rows[0])
 
 
 def draw_parts(cells: Sequence[str], shares: Mapping[Part, float], *, seed: int) -> npt.NDArray[Any]:

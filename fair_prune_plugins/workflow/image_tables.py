@@ -90,6 +90,9 @@ class ImageStore:
 def read_table(table: str, folder: Path, store: ImageStore) -> pd.DataFrame:
     """Read the table, from a file or, where there is none of that name, from among the images.
 
+    Everything in a CSV file is text as it stands, so that a file ``00123`` or a group ``None`` keeps its name; only an
+    empty cell is a missing value.
+
     Args:
         table: path of a ``.csv`` or ``.parquet`` file, relative to ``folder``, or a name inside ``store``.
         folder: the configuration's folder.
@@ -98,7 +101,7 @@ def read_table(table: str, folder: Path, store: ImageStore) -> pd.DataFrame:
     Raises:
         InputError: it is in neither place, or not readable as what its name says.
     """
-    readers: dict[str, Callable[[io.BytesIO], pd.DataFrame]] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    readers: dict[str, Callable[[io.BytesIO], pd.DataFrame]] = {".csv": _read_csv, ".parquet": pd.read_parquet}
     suffix = Path(table).suffix.lower()
     if suffix not in readers:
         raise InputError(UNKNOWN_KIND.format(table=table))
@@ -109,6 +112,10 @@ def read_table(table: str, folder: Path, store: ImageStore) -> pd.DataFrame:
         return readers[suffix](io.BytesIO(file.read_bytes() if file.is_file() else store.read(table)))
     except (ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:  # pandas and pyarrow errors are ValueErrors
         raise InputError(NOT_A_TABLE.format(table=table, kind=suffix[1:], reason=error)) from error
+
+
+def _read_csv(file: io.BytesIO) -> pd.DataFrame:
+    return pd.read_csv(file, dtype=str, keep_default_na=False, na_values=[""])
 
 
 def read_images(

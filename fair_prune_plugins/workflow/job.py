@@ -5,17 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.workflow import model_store, report, sources
-from fair_prune_plugins.workflow.config import RunConfig
+from fair_prune_plugins.workflow.config import RunConfig, check_opset, remarks
 from fair_prune_plugins.workflow.progress import ConsoleWatcher
 from fair_prune_plugins.workflow.results import RunResults
 from fair_prune_plugins.workflow.run_folder import MARKER, RunFolder, read_json
 from fair_prune_plugins.workflow.stages import Run, export_stored, stage_count, variants
 
 NOT_A_RUN = "{path} is not a run folder (it has no {marker}); give the folder that `fair-prune run` wrote"
+DAMAGED_RUN = (
+    "{path} cannot be read as the configuration of a run ({reason}): it is damaged, or was written by another version "
+    "of this package; call `fair-prune run` with the configuration again"
+)
 NO_SUCH_MODEL = "the run in {path} has no finished model {name!r}; it has {names}"
 
 REPORT_FOLDER = "report"
@@ -33,6 +39,8 @@ def run(config: RunConfig, *, base: Path, output: Path, console: Console) -> Run
     watcher = ConsoleWatcher(console, stage_count(config))
     description = {"config": config.model_dump(mode="json"), "base": str(base.resolve())}
     with RunFolder.open(output, watcher, description) as folder:
+        for remark in remarks(config):
+            console.print(f"[yellow]Note:[/] {escape(remark)}.", highlight=False)
         console.print("[dim]reading the data ...[/]")
         return Run(config, base, folder).execute()
 
@@ -50,10 +58,12 @@ def export_model(folder: Path, name: str, path: Path, *, opset: int | None) -> d
         see :func:`fair_prune_plugins.workflow.stages.export_stored`.
 
     Raises:
-        InputError: it is not a run folder, or has no such model.
+        InputError: it is not a run folder, is damaged, or has no such model.
+        ConfigError: an opset that the installed onnx does not know.
     """
     config, base = read_run(folder)
     if opset is not None:
+        check_opset(opset)
         config = config.model_copy(update={"export": config.export.model_copy(update={"opset": opset})})
     stored = {"dense": folder / "models/dense/trained"}
     stored |= {v.name: folder / v.folder / "finetuned" for v in variants(config)}
@@ -79,10 +89,22 @@ def read_run(folder: Path) -> tuple[RunConfig, Path]:
     """What a run folder was asked: its configuration, and the folder that its paths are relative to.
 
     Raises:
-        InputError: it is not a run folder.
+        InputError: it is not a run folder, or its configuration cannot be read.
     """
+    place = folder / MARKER
     try:
-        asked = read_json(folder / MARKER)
-    except (OSError, ValueError):
+        asked = read_json(place)
+    except OSError:
         raise InputError(NOT_A_RUN.format(path=folder, marker=MARKER)) from None
-    return RunConfig.model_validate(asked["config"]), Path(asked["base"])
+    except ValueError as error:
+        raise InputError(DAMAGED_RUN.format(path=place, reason=f"not JSON: {error}")) from None
+    try:
+        return RunConfig.model_validate(asked["config"]), Path(asked["base"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except KeyError as error:
+        reason = f"it has no {error}"
+    except TypeError as error:
+        reason = str(error)
+    raise InputError(DAMAGED_RUN.format(path=place, reason=reason))

@@ -1,15 +1,17 @@
 """Pruned networks on disk without pickles: weights as safetensors, and a JSON recipe to rebuild the network they fit.
 
-The recipe holds the factory, the pruning history that Torch-Pruning records, and the weights' SHA-256. Rebuilding
-replays the history on a fresh network, then loads the weights; that it gives the same outputs bit by bit is checked
-when a network is stored.
+The recipe holds the factory, the pruning history that Torch-Pruning records, the whole-number attributes that pruning
+changed on modules (head counts of hand-written attention), and the weights' SHA-256. Rebuilding replays the history on
+a fresh network, sets the attributes, then loads the weights; that it gives the same outputs bit by bit is checked when
+a network is stored.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,25 @@ from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 from torch import nn
 
-from fair_prune_plugins.errors import InputError, UnsupportedModelError
+from fair_prune_plugins.errors import FairPruneError, InputError, UnsupportedModelError
+from fair_prune_plugins.gates.removal import build_graph, remove
 from fair_prune_plugins.workflow import models
 from fair_prune_plugins.workflow.run_folder import read_json, write_json
 
 WEIGHTS, RECIPE = "model.safetensors", "model.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 NO_MODEL = "there is no stored model in {folder}: {file} is missing"
 DAMAGED = "{path} is damaged: its SHA-256 is not the one that {recipe} names; remove the folder and run again"
+NOT_A_RECIPE = "{path} is damaged ({reason}); remove the folder and run again"
 OTHER_SCHEMA = "{path} was written by another version of this package (schema {got}, this one reads {expected})"
 NOT_THE_SAME = (
     "the pruned network cannot be stored: rebuilt from its pruning history it gives other outputs (largest difference "
     "{difference:.3g}). Its factory must give the same layers each time it is called"
+)
+NOT_REBUILT = (
+    "the pruned network cannot be rebuilt from its pruning history ({type}: {reason}). Its factory must give the same "
+    "layers each time it is called, and what its forward reads besides weights must be whole numbers on its modules"
 )
 
 History = list[list[Any]]
@@ -47,7 +55,7 @@ class Recipe:
         classes: number of classes.
         input_shape: shape of one input, ``(C, ...)``.
         history: pruning steps to replay.
-        num_heads: attention heads by module path, as the pruner was told.
+        attributes: whole-number attributes by module path that pruning changed beside the layers themselves.
     """
 
     factory: str
@@ -55,7 +63,7 @@ class Recipe:
     classes: int
     input_shape: tuple[int, ...]
     history: History = field(default_factory=list)
-    num_heads: dict[str, int] = field(default_factory=dict)
+    attributes: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def build(self, beside: Path | None) -> nn.Module:
         """The network before pruning, with fresh weights."""
@@ -74,13 +82,14 @@ def save(model: nn.Module, recipe: Recipe, folder: Path, *, beside: Path | None)
 
     Args:
         model: on any device; left as it is.
-        recipe: how it came to be.
+        recipe: how it came to be; its attributes are found here.
         folder: existing folder to write into.
         beside: where the factory's module is looked for.
 
     Raises:
-        UnsupportedModelError: the rebuilt network gives other outputs.
+        UnsupportedModelError: the network cannot be rebuilt, or then gives other outputs.
     """
+    recipe = replace(recipe, attributes=_changed_attributes(_replayed(recipe, beside), model))
     weights = save_weights({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()})
     (folder / WEIGHTS).write_bytes(weights)
     values = {"schema_version": SCHEMA_VERSION, "sha256": hashlib.sha256(weights).hexdigest(), **asdict(recipe)}
@@ -89,7 +98,11 @@ def save(model: nn.Module, recipe: Recipe, folder: Path, *, beside: Path | None)
     example = recipe.example()
     kept = copy.deepcopy(model).cpu().eval()
     with torch.no_grad():
-        difference = (kept(example) - rebuilt(example)).abs().max()
+        expected = kept(example)
+        try:
+            difference = (expected - rebuilt(example)).abs().max()
+        except Exception as error:  # whatever a forward of someone else's raises
+            raise UnsupportedModelError(NOT_REBUILT.format(type=type(error).__name__, reason=error)) from error
     if not difference == 0:
         raise UnsupportedModelError(NOT_THE_SAME.format(difference=float(difference)))
 
@@ -99,12 +112,16 @@ def load(folder: Path, *, beside: Path | None) -> tuple[nn.Module, Recipe]:
 
     Raises:
         InputError: files are missing, damaged or of another schema.
+        UnsupportedModelError: the factory no longer gives the layers that the recipe fits.
     """
     recipe, weights = read_recipe(folder), (folder / WEIGHTS).read_bytes()
-    model = recipe.build(beside)
-    if recipe.history:
-        replay(model, recipe)
-    model.load_state_dict(load_weights(weights))
+    model = _replayed(recipe, beside)
+    try:
+        for path, values in recipe.attributes.items():
+            vars(model.get_submodule(path)).update(values)
+        model.load_state_dict(load_weights(weights))
+    except (AttributeError, RuntimeError) as error:
+        raise UnsupportedModelError(NOT_REBUILT.format(type=type(error).__name__, reason=error)) from error
     return model.eval(), recipe
 
 
@@ -117,24 +134,51 @@ def read_recipe(folder: Path) -> Recipe:
     for file in (RECIPE, WEIGHTS):
         if not (folder / file).is_file():
             raise InputError(NO_MODEL.format(folder=folder, file=file))
-    values = read_json(folder / RECIPE)
-    schema, sha256 = values.pop("schema_version"), values.pop("sha256")
+    try:
+        values = read_json(folder / RECIPE)
+        schema, sha256 = values.pop("schema_version"), values.pop("sha256")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(NOT_A_RECIPE.format(path=folder / RECIPE, reason=error)) from None
     if schema != SCHEMA_VERSION:
         raise InputError(OTHER_SCHEMA.format(path=folder / RECIPE, got=schema, expected=SCHEMA_VERSION))
     if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != sha256:
         raise InputError(DAMAGED.format(path=folder / WEIGHTS, recipe=RECIPE))
-    return Recipe(**{**values, "input_shape": tuple(values["input_shape"])})
+    try:
+        return Recipe(**{**values, "input_shape": tuple(values["input_shape"])})
+    except (KeyError, TypeError) as error:
+        raise InputError(NOT_A_RECIPE.format(path=folder / RECIPE, reason=error)) from None
 
 
-def replay(model: nn.Module, recipe: Recipe) -> None:
-    """Prune a fresh network as its history tells."""
-    from fair_prune_plugins import torch_pruning as fpt
+def _replayed(recipe: Recipe, beside: Path | None) -> nn.Module:
+    """A fresh network, pruned as the recipe's history tells; in evaluation mode."""
+    model = recipe.build(beside).eval()
+    if not recipe.history:
+        return model
+    try:
+        graph = build_graph(model, recipe.example())
+        for name, outputs, indices in recipe.history:
+            layer = attrgetter(name)(model)
+            pruner = graph.get_pruner_of_module(layer)
+            prune = pruner.prune_out_channels if outputs else pruner.prune_in_channels
+            remove(graph, graph.get_pruning_group(layer, prune, list(indices)))
+    except FairPruneError:
+        raise
+    except Exception as error:  # a layer that is gone, or of another type or width, fails in many ways
+        raise UnsupportedModelError(NOT_REBUILT.format(type=type(error).__name__, reason=error)) from error
+    return model
 
-    modules = dict(model.named_modules())
-    pruner = fpt.FairPruner(
-        model,
-        recipe.example(),
-        importance=fpt.importance("magnitude"),
-        num_heads={modules[path]: heads for path, heads in recipe.num_heads.items()},
-    )
-    pruner.load_pruning_history(copy.deepcopy(recipe.history))
+
+def _changed_attributes(before: nn.Module, after: nn.Module) -> dict[str, dict[str, int]]:
+    """Whole-number attributes that differ between two networks of the same modules, as they are in ``after``."""
+    modules = dict(before.named_modules())
+    changed: dict[str, dict[str, int]] = {}
+    for path, module in after.named_modules():
+        old = vars(modules[path]) if path in modules else {}
+        own = {
+            name: value
+            for name, value in vars(module).items()
+            if type(value) is int and type(old.get(name)) is int and value != old[name]
+        }
+        if own:
+            changed[path] = own
+    return changed

@@ -21,6 +21,9 @@ from fair_prune_plugins.workflow.model_store import History
 from fair_prune_plugins.workflow.progress import show_bars
 
 BAD_METHOD = "prune.methods: {name} does not take the options {options}: {reason}"
+OUTPUT = "it is an output of the model"
+"""How a step's report calls outputs among what it left alone."""
+
 NO_LAYER = "{key}: the network has no module {path!r}; there are {near}"
 
 
@@ -32,10 +35,12 @@ class Pruned:
         history: for rebuilding the network, as Torch-Pruning records it.
         steps: the pruner's report of every step.
         seconds: spent on ``collect``, ``prune`` and ``finetune`` (between steps).
+        notes: what the statistics had to say, each once.
     """
 
-    history: History
+    history: History = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("collect", "prune", "finetune"), 0.0))
 
 
@@ -73,18 +78,21 @@ def prune(
         device: where to work.
     """
     model.to(device)
-    steps = config.prune.steps or criteria.keep_fraction_steps(ratio, config.prune.keep_fraction)
+    steps = config.prune.steps_to(ratio)
     score = importance(method)
     pruner = _pruner(model, score, ratio, steps, config, samples, normalise, device)
     rows = samples.rows(Part(config.prune.collect_on))
     people = Batches(samples, rows, normalise, config.prune.batch_size, device)
-    result = Pruned(history=pruner.pruning_history())
+    result = Pruned()
     for step in range(steps):
         start = time.perf_counter()
         if criteria.get(method.name).needs_data:
             groups = GroupReader({samples.groups.attribute: "group"}, names=samples.groups.names)
             loss = nn.CrossEntropyLoss(reduction="none")
-            score.collect(pruner, people, loss, groups=groups, inputs="inputs", targets="targets", progress=show_bars())
+            measured = score.collect(
+                pruner, people, loss, groups=groups, inputs="inputs", targets="targets", progress=show_bars()
+            )
+            result.notes += [note for note in measured.notes if note not in result.notes]
         collected = time.perf_counter()
         result.steps.append(pruner.step().as_dict())
         removed = time.perf_counter()
@@ -108,6 +116,22 @@ def prune(
             result.seconds[what] += seconds
     result.history = pruner.pruning_history()
     return result
+
+
+def notes(steps: list[dict[str, Any]]) -> list[str]:
+    """What the reports of the steps have to say beside widths, in sentences, each once.
+
+    Outputs keep their width in every model, so they share one line.
+    """
+    kept = {layer: why for step in steps for layer, why in step["not_pruned"].items()}
+    outputs = [layer for layer, why in kept.items() if why == OUTPUT]
+    frozen = dict.fromkeys(layer for step in steps for layer in step["frozen"])
+    lines = [f"{layer} keeps its width: {why}." for layer, why in kept.items() if why != OUTPUT]
+    if outputs:
+        lines.append(f"Outputs of the model keep their width: {', '.join(outputs)}.")
+    if frozen:
+        lines.append(f"Frozen layers were pruned with their coupled group and stay frozen: {', '.join(frozen)}.")
+    return lines
 
 
 def _pruner(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,18 +18,19 @@ from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.groups import GroupLabels
 from fair_prune_plugins.workflow import image_tables, loading
 from fair_prune_plugins.workflow.config import FunctionData, NpzData, Parts, TableData, path_of
-from fair_prune_plugins.workflow.data import Part, Samples, draw_parts
+from fair_prune_plugins.workflow.data import Part, Samples, draw_parts, outside
 
 NO_COLUMN = "{key}: the data has no column {name!r}; it has {have}"
 GROUP_UNKNOWN = "data.groups: not one of the {n} people has a known value of {names}; check the column"
-NO_TARGET = "data.target: {count} of {n} people have no value, first in row {row}; leave them out or repair them"
-STRAY_CLASS = (
-    "data.target: the {part} part has the value {value!r} (row {row}), which is not among the classes {classes}"
-)
+NO_TARGET = "{key}: {count} of {n} people have no value, first in row {row}; leave them out or repair them"
+STRAY_CLASS = "{key}: the {part} part has the value {value!r} (row {row}), which is not among the classes {classes}"
 STRAY_PART = (
     "data.parts.column: row {row} has the value {value!r}; allowed are {allowed}. Name all three parts, or leave "
     "such rows out"
 )
+NO_FILE_NAME = "data.file: {count} of {n} rows name no image, first row {row}; leave them out or repair them"
+NOBODY = "{key}: no person is left for the {part} part ({sizes}); {advice}"
+BAD_CODES = "{key}: {problem}. Repair them, or name as many classes in data.classes"
 NOT_NPZ = "data.path: {path} cannot be read as .npz ({reason}); write it with numpy.savez"
 PICKLED = (
     "data.path: the array {name!r} holds Python objects, which are never unpickled; store numbers or text (dtype U)"
@@ -35,6 +38,7 @@ PICKLED = (
 BAD_LAYOUT = "data.layout: {layout} needs {dims} dimensions, the array {name!r} has shape {shape}"
 NOT_SAMPLES = "data.function: {reference} must return fair_prune_plugins.workflow.data.Samples, got {type}"
 
+_WHOLE_NUMBER = re.compile(r"-?(0|[1-9]\d*)")
 _LAYOUT_DIMENSIONS = {"nchw": 4, "nhwc": 4, "nhw": 3, "features": 2}
 
 
@@ -53,10 +57,20 @@ def load(data: TableData | NpzData | FunctionData, *, base: Path, seed: int) -> 
         return _from_table(data, base, seed)
     if isinstance(data, NpzData):
         return _from_npz(data, base, seed)
-    samples = loading.call(data.function, data.options, key="data.function", beside=base)
+    samples = loading.call(data.function, _seeded(data, base, seed), key="data.function", beside=base)
     if not isinstance(samples, Samples):
         raise InputError(NOT_SAMPLES.format(reference=data.function, type=type(samples).__name__))
     return replace(samples, attribution=(*samples.attribution, *data.attribution))
+
+
+def _seeded(data: FunctionData, base: Path, seed: int) -> dict[str, Any]:
+    """The function's options, with the run's seed where it takes one and is given none."""
+    function = loading.load_function(data.function, key="data.function", beside=base)
+    try:
+        takes_seed = "seed" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some built-in callables have no signature
+        takes_seed = False
+    return {"seed": seed, **data.options} if takes_seed else data.options
 
 
 def _from_table(data: TableData, base: Path, seed: int) -> Samples:
@@ -64,8 +78,10 @@ def _from_table(data: TableData, base: Path, seed: int) -> Samples:
         folder, table_name = base, str(path_of(data.table, Path(), key="data.table"))
         table = image_tables.read_table(table_name, folder, store)
         columns = {str(c): table[c].tolist() for c in table.columns}
-        files = [str(f) for f in _column(columns, data.file, "data.file")]
+        files = _files(_column(columns, data.file, "data.file"))
         labels = _column(columns, data.target, "data.target")  # asked for before hours of decoding, not after
+        if table_name.lower().endswith(".csv"):
+            columns |= {n: _numbers_as_such(columns[n]) for n in data.groups if n in columns}
         groups = _groups(columns, data.groups)
         given = _given_parts(data.parts, columns)
         images, read, skipped = image_tables.read_images(
@@ -77,6 +93,22 @@ def _from_table(data: TableData, base: Path, seed: int) -> Samples:
     return _assemble(
         images, [labels[r] for r in read], groups.take(read), None if given is None else given[read], data, seed, notes
     )
+
+
+def _files(values: Sequence[Any]) -> list[str]:
+    texts = [_text(v) for v in values]
+    missing = [row for row, text in enumerate(texts) if text is None]
+    if missing:
+        raise InputError(NO_FILE_NAME.format(count=len(missing), n=len(texts), row=missing[0]))
+    return [t for t in texts if t is not None]
+
+
+def _numbers_as_such(values: list[Any]) -> list[Any]:
+    """A text column that holds whole numbers alone as numbers, so that a negative code is an unknown group."""
+    texts = [v for v in values if isinstance(v, str)]
+    if not all(_WHOLE_NUMBER.fullmatch(t) for t in texts):
+        return values
+    return [int(v) if isinstance(v, str) else v for v in values]
 
 
 def _from_npz(data: NpzData, base: Path, seed: int) -> Samples:
@@ -181,18 +213,21 @@ def _assemble(
     seed: int,
     notes: tuple[str, ...],
 ) -> Samples:
+    key = "data.labels" if isinstance(data, NpzData) else "data.target"
     values = [_text(t) for t in targets]
     missing = [row for row, v in enumerate(values) if v is None]
     if missing:
-        raise InputError(NO_TARGET.format(count=len(missing), n=len(values), row=missing[0]))
+        raise InputError(NO_TARGET.format(key=key, count=len(missing), n=len(values), row=missing[0]))
     texts = [v for v in values if v is not None]
     parts = _complete_parts(given, texts, groups, data, seed)
+    _check_parts(parts, data)
     classes = (
         tuple(data.classes)
         if data.classes
         else _classes_of([t for t, p in zip(texts, parts, strict=True) if p == Part.TRAIN])
     )
-    return Samples(inputs, _codes(texts, classes, parts), classes, groups, parts, tuple(data.attribution), notes)
+    labels = _codes(texts, classes, parts, key)
+    return Samples(inputs, labels, classes, groups, parts, tuple(data.attribution), notes)
 
 
 def _complete_parts(
@@ -212,6 +247,21 @@ def _complete_parts(
     return parts
 
 
+def _check_parts(parts: npt.NDArray[Any], data: TableData | NpzData) -> None:
+    """Name the key that leaves a part without people."""
+    sizes = {str(part): int((parts == part).sum()) for part in Part}
+    for part in Part:
+        if sizes[part]:
+            continue
+        if data.parts is not None and getattr(data.parts, part) is not None:
+            key, advice = f"data.parts.{part}", f"check it against the values of {data.parts.column!r}"
+        elif part == Part.TRAIN:
+            key, advice = "data.validation and data.test", "make them smaller"
+        else:
+            key, advice = f"data.{part}", "enlarge this share"
+        raise InputError(NOBODY.format(key=key, part=part, sizes=sizes, advice=advice))
+
+
 def _classes_of(texts: Sequence[str]) -> tuple[str, ...]:
     """Distinct values, in numeric order where all are whole numbers."""
     distinct = set(texts)
@@ -220,11 +270,15 @@ def _classes_of(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct))
 
 
-def _codes(texts: Sequence[str], classes: Sequence[str], parts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def _codes(texts: Sequence[str], classes: Sequence[str], parts: npt.NDArray[Any], key: str) -> npt.NDArray[np.int64]:
     index = {name: code for code, name in enumerate(classes)}
     if all(t.lstrip("-").isdigit() for t in set(texts)) and not any(t in index for t in texts):
-        return np.array([int(t) for t in texts], dtype=np.int64)  # codes from 0; Samples checks their range
+        codes = np.array([int(t) for t in texts], dtype=np.int64)  # from 0
+        problem = outside(codes, len(classes))
+        if problem:
+            raise InputError(BAD_CODES.format(key=key, problem=problem))
+        return codes
     for row, text in enumerate(texts):
         if text not in index:
-            raise InputError(STRAY_CLASS.format(part=parts[row], value=text, row=row, classes=list(classes)))
+            raise InputError(STRAY_CLASS.format(key=key, part=parts[row], value=text, row=row, classes=list(classes)))
     return np.array([index[t] for t in texts], dtype=np.int64)

@@ -26,7 +26,7 @@ import torch_pruning as tp
 from torch import nn
 
 from fair_prune_plugins import __version__, criteria
-from fair_prune_plugins.errors import ConfigError
+from fair_prune_plugins.errors import ConfigError, InputError
 from fair_prune_plugins.evaluation import OnnxPredictor, TorchPredictor, evaluate, pick_worst_group, predict
 from fair_prune_plugins.groups import GroupLabels
 from fair_prune_plugins.latency import benchmark
@@ -39,6 +39,14 @@ from fair_prune_plugins.workflow.results import Data, ModelResult, RunResults, T
 from fair_prune_plugins.workflow.run_folder import Finished, RunFolder, read_json, write_json
 
 NO_CUDA = "device: {device} is not available here; use device: cpu, or auto to take a GPU where there is one"
+NOBODY_TO_RANK = (
+    "prune.collect_on: the groups {groups} by {attribute} have nobody among the {part} people, and {methods} compare "
+    "groups on them; draw a larger share, collect on the other part, or leave such groups out of the data"
+)
+NO_GROUP_LARGE_ENOUGH = (
+    "evaluation.minimum_group: no group by {attribute} has {minimum} validation people (the largest has {largest}), so "
+    "none can be picked as the worst; enlarge the validation part or lower the minimum"
+)
 
 DENSE = "dense"
 PREDICTION_BATCH = 256
@@ -116,6 +124,7 @@ class Run:
         self.samples = sources.load(self.config.data, base=self.base, seed=self.config.seed)
         self.normalise = Normalisation.of_training(self.samples)
         self._data_stamp = self.samples.fingerprint()
+        self._check_groups()
 
     def execute(self) -> RunResults:
         """Do all stages that are not finished.
@@ -141,6 +150,25 @@ class Run:
         written = self._report(tracks, latency, worst)
         return RunResults.read_json(written.folder / report.JSON_NAME)
 
+    def _check_groups(self) -> None:
+        """What would stop the run after the training stops it before."""
+        part = Part(self.config.prune.collect_on)
+        groups = self._groups(part)
+        comparing = [m.title for m in self.config.prune.methods if criteria.get(m.name).needs_groups]
+        empty = groups.too_small(1)
+        if comparing and empty:
+            raise InputError(
+                NOBODY_TO_RANK.format(
+                    groups=list(empty), attribute=groups.attribute, part=part, methods=", ".join(comparing)
+                )
+            )
+        validation, minimum = self._groups(Part.VALIDATION), self.config.evaluation.minimum_group
+        largest = int(validation.counts.max(initial=0))
+        if largest < minimum:
+            raise InputError(
+                NO_GROUP_LARGE_ENOUGH.format(attribute=validation.attribute, minimum=minimum, largest=largest)
+            )
+
     def _describe_data(self, folder: Path) -> None:
         summary = {
             "sizes": self.samples.sizes,
@@ -161,6 +189,7 @@ class Run:
             "data": self._data_stamp,
             "model": config.model_dump(mode="json", include={"factory", "options"}),
             "seed": self.config.seed,
+            "stored_as": model_store.SCHEMA_VERSION,
         }
         if ":" in config.factory:
             depends["source"] = loading.source_hash(config.factory, key="model.factory", beside=self.base)
@@ -180,7 +209,6 @@ class Run:
             config.model.options,
             len(self.samples.classes),
             self.samples.inputs.shape[1:],
-            num_heads=config.model.num_heads,
         )
         torch.manual_seed(config.seed)  # of the fresh weights
         model = recipe.build(self.base)
@@ -215,7 +243,9 @@ class Run:
             recipe = copy.deepcopy(recipe)
             recipe.history.extend(outcome.history)
             model_store.save(model, recipe, folder, beside=self.base)
-            write_json(folder / "pruning.json", {"steps": outcome.steps, "seconds": outcome.seconds})
+            write_json(
+                folder / "pruning.json", {"steps": outcome.steps, "seconds": outcome.seconds, "notes": outcome.notes}
+            )
 
         return self.folder.stage(f"{variant.folder}/pruned", depends, work)
 
@@ -437,7 +467,7 @@ class Run:
             pruning_ratio=track.variant.ratio,
             widths=_widths(done["steps"]),
             seconds=seconds,
-            notes=notes + [f"{layer} keeps its width: {why}" for layer, why in done["steps"][-1]["not_pruned"].items()],
+            notes=[*notes, *pruning.notes(done["steps"]), *done["notes"]],
         )
 
     # --- people ---

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from fair_prune_plugins.latency.timing import NOISY
+from fair_prune_plugins.latency.report import NOISY
 from fair_prune_plugins.workflow.readings import (
     SAME_LATENCY,
     Estimate,

@@ -1,0 +1,198 @@
+"""The commands of ``fair-prune``.
+
+Errors that this package raises are printed as one clear message, with exit code 2; ``--debug`` shows the whole
+traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+
+from fair_prune_plugins.cli import EXIT_INPUT, MISSING
+from fair_prune_plugins.errors import FairPruneError, InputError
+
+if TYPE_CHECKING:
+    from fair_prune_plugins.workflow.config import RunConfig
+
+EXIT_STOPPED = 130
+"""Exit code after Ctrl-C, as shells use it."""
+
+app = typer.Typer(
+    name="fair-prune",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Prune networks so that no group of people pays for it, and choose by measured latency and per-group "
+    "accuracy.",
+)
+
+OUTPUT_OPTION = typer.Option("--output", "-o", help="Run folder. Finished stages in it are not repeated.")
+Output = Annotated[Path | None, OUTPUT_OPTION]
+OutputWithDefault = Annotated[Path, OUTPUT_OPTION]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Replace a key of the configuration, e.g. --set seed=1. Repeatable."
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Folder that a run wrote.")]
+
+
+@app.command()
+def quickstart(
+    output: OutputWithDefault = Path("runs/quickstart"), overrides: Overrides = None, debug: Debug = False
+) -> None:
+    """Compare plain and fairness-aware criteria on real handwritten digits, in under three minutes."""
+    with _clear_errors(debug):
+        from fair_prune_plugins.workflow import config
+
+        text = files("fair_prune_plugins.workflow").joinpath("configs/quickstart.yaml").read_text(encoding="utf-8")
+        settings = config.parse(text, origin="quickstart.yaml", overrides=overrides or ())
+        _run(settings, Path.cwd(), output)
+
+
+@app.command()
+def run(
+    configuration: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to do; see `fair-prune explain`.")],
+    output: Output = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Carry out a configuration: data, dense network, pruning, fine-tuning, ONNX, timing, report."""
+    with _clear_errors(debug):
+        from fair_prune_plugins.workflow import config
+
+        settings = config.read(configuration, overrides or ())
+        folder = output or (Path(settings.output) if settings.output else Path("runs") / configuration.stem)
+        _run(settings, configuration.resolve().parent, folder)
+
+
+@app.command()
+def explain(
+    key: Annotated[
+        str | None, typer.Argument(metavar="[KEY]", help="A key such as prune.ratios; all keys without.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Explain every key of the configuration: default, what is allowed, what it means."""
+    with _clear_errors(debug):
+        from fair_prune_plugins.workflow.explain import keys
+
+        out = _out()
+        for one in keys(key):
+            where = f"  [dim]with {escape(one.applies)}[/]" if one.applies else ""
+            out.print(f"[bold]{escape(one.name)}[/]{where}", highlight=False)
+            out.print(Padding(escape(f"{one.meaning}\n{one.allowed}; default: {one.default}"), (0, 0, 0, 4)))
+
+
+@app.command()
+def export(
+    folder: RunFolderArgument,
+    model: Annotated[str, typer.Option("--model", "-m", help='Name in the report, e.g. "fairgrape 50 %".')],
+    output: Annotated[Path, typer.Option("--output", "-o", help="ONNX file to write.")],
+    opset: Annotated[int | None, typer.Option(help="ONNX opset, instead of the run's.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Export one model of a run to ONNX, proven on the run's test people."""
+    with _clear_errors(debug):
+        from fair_prune_plugins.workflow.job import export_model
+
+        written = export_model(folder, model, output, opset=opset)["report"]
+        parity = written["parity"]
+        _out().print(
+            f"{output}: {written['size'] / 1e6:.2f} MB, opset {written['opset']}; ONNX Runtime equals torch to "
+            f"{parity['relative']:.1e} of the outputs' scale on {parity['samples']} test people",
+            highlight=False,
+        )
+
+
+@app.command()
+def benchmark(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL.onnx ...", help="The first is the one to compare with.")
+    ],
+    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Samples per call.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Rounds in which all models are timed in turn.")] = 10,
+    seconds: Annotated[float, typer.Option(help="Timed seconds of each model, at least.")] = 1.0,
+    json: Annotated[Path | None, typer.Option(help="Write everything measured to this file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write a row per model to this file.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Time ONNX models against each other in ONNX Runtime."""
+    with _clear_errors(debug):
+        from fair_prune_plugins import latency
+
+        timed = latency.benchmark(
+            _names(models), threads=threads, batch_size=batch_size, rounds=rounds, min_seconds=seconds
+        )
+        if json is not None:
+            timed.write_json(json)
+        if csv is not None:
+            timed.write_csv(csv)
+        _out().print(escape(timed.statement()), highlight=False)
+
+
+@app.command()
+def report(folder: RunFolderArgument, debug: Debug = False) -> None:
+    """Write the report of a finished run again, and print its closing table."""
+    with _clear_errors(debug):
+        from fair_prune_plugins.workflow.closing import print_closing
+        from fair_prune_plugins.workflow.job import rewrite_report
+        from fair_prune_plugins.workflow.results import RunResults
+
+        written = rewrite_report(folder)
+        print_closing(RunResults.read_json(written.json), _out())
+        _out().print(f"\nReport: {written.html}", highlight=False, soft_wrap=True)
+
+
+def _run(settings: RunConfig, base: Path, folder: Path) -> None:
+    from fair_prune_plugins.workflow import job
+    from fair_prune_plugins.workflow.closing import print_closing
+
+    console = _out()
+    results = job.run(settings, base=base, output=folder, console=console)
+    print_closing(results, console)
+    place = folder / job.REPORT_FOLDER
+    console.print(
+        f"\nReport: {place / 'report.html'}   Numbers: {place / 'results.json'}", highlight=False, soft_wrap=True
+    )
+
+
+def _names(paths: list[Path]) -> dict[str, Path]:
+    """Models by file name, or by whole path where file names repeat."""
+    stems = [p.stem for p in paths]
+    names = stems if len(set(stems)) == len(stems) else [str(p) for p in paths]
+    if len(set(names)) != len(names):
+        raise InputError(f"the same file is given twice: {sorted({n for n in names if names.count(n) > 1})}")
+    return dict(zip(names, paths, strict=True))
+
+
+def _out() -> Console:
+    return Console()
+
+
+@contextmanager
+def _clear_errors(debug: bool) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nStopped. What is finished is kept: the same command goes on from here.")
+        raise typer.Exit(EXIT_STOPPED) from None
+    except (FairPruneError, ModuleNotFoundError) as error:
+        missing = None if isinstance(error, FairPruneError) else error.name or ""
+        if debug or (missing or "").startswith("fair_prune_plugins"):
+            raise
+        message = str(error) if missing is None else MISSING.format(name=missing)
+        Console(stderr=True).print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(EXIT_INPUT) from None
