@@ -18,7 +18,7 @@ from fair_prune_plugins.gates.closing import closed_gates, masks_for, width_of
 from fair_prune_plugins.gates.probing import misplaced_batches
 from fair_prune_plugins.gates.proof import EXACT, SINGLE_PRECISION, prove, randomised_copy
 from fair_prune_plugins.gates.removal import build_graph, channel_groups
-from fair_prune_plugins.gates.structure import CoupledGroup, PruningSettings, UnitSet, members, read_groups
+from fair_prune_plugins.gates.structure import OUTPUT, CoupledGroup, PruningSettings, UnitSet, members, read_groups
 
 NO_RUNNING_STATISTICS = (
     "{path} is a BatchNorm without running statistics: in eval mode it mixes the samples of a batch, so no sample "
@@ -167,7 +167,7 @@ class GatePlan:
             if g.ignored:
                 verdict = "ignored as asked"
             elif g.reaches_output:
-                verdict = "not pruned: it is an output of the model"
+                verdict = f"not pruned: {OUTPUT}"
             elif g.status in ("exact", "unproved"):
                 verdict = g.status if g.units.size > 1 else "not pruned: a single unit"
             elif g.status == "approximate":

@@ -22,6 +22,9 @@ from fair_prune_plugins.gates.norms import MIXING_NORMS
 Status = Literal["exact", "approximate", "unsupported", "unproved"]
 UnitKind = Literal["channels", "head dimensions", "heads"]
 
+OUTPUT = "it is an output of the model"
+"""Why a coupled group that reaches an output is left alone."""
+
 GROUPED_QUERY = (
     "{layer}: query and key/value projections have different head counts ({heads}); grouped-query attention cannot "
     "be gated. "

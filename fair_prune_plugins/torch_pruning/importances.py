@@ -19,7 +19,7 @@ from fair_prune_plugins.gates import GatePlan, PruningSettings, build_plan
 from fair_prune_plugins.gates.calling import ForwardFn
 from fair_prune_plugins.gates.plan import unit_weight_square
 from fair_prune_plugins.gates.removal import LastDimensionNormPruner, channel_groups
-from fair_prune_plugins.gates.structure import CoupledGroup, group_key, read_group
+from fair_prune_plugins.gates.structure import OUTPUT, CoupledGroup, group_key, read_group
 from fair_prune_plugins.statistics import BatchReader, GateStatistics, model_checksum
 from fair_prune_plugins.statistics import collect as collect_statistics
 from fair_prune_plugins.statistics.batches import AUTO, BatchSource
@@ -264,7 +264,7 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
         if coupled.name in self._told or coupled.ignored or coupled.units.size == 1:
             return
         self._told.add(coupled.name)
-        reason = "it is an output of the model" if coupled.reaches_output else coupled.reason
+        reason = OUTPUT if coupled.reaches_output else coupled.reason
         warnings.warn(SKIPPED.format(importance=self, layer=coupled.name, reason=reason), stacklevel=4)
 
 

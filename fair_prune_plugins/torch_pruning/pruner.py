@@ -25,7 +25,7 @@ from fair_prune_plugins.gates.removal import (
     update_attention_owners,
     with_norm_pruners,
 )
-from fair_prune_plugins.gates.structure import group_key, host_groups, read_groups
+from fair_prune_plugins.gates.structure import OUTPUT, group_key, host_groups, read_groups
 from fair_prune_plugins.torch_pruning.heads import find_heads
 from fair_prune_plugins.torch_pruning.importances import FairImportance, settings_of
 from fair_prune_plugins.torch_pruning.selection import Candidate, Decision, decide_locally, decide_together, floor_count
@@ -415,8 +415,8 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             if group.ignored:
                 reasons[group.name] = "ignored as asked"
             elif group.reaches_output:
-                reasons[group.name] = "it is an output of the model"
-                logger.info("%s is not pruned: it is an output of the model", group.name)
+                reasons[group.name] = OUTPUT
+                logger.info("%s is not pruned: %s", group.name, OUTPUT)
             elif group.status == "unsupported":
                 reasons[group.name] = group.reason
                 warnings.warn(UNSUPPORTED.format(layer=group.name, reason=group.reason), stacklevel=4)

@@ -13,6 +13,7 @@ from torch import nn
 from fair_prune_plugins import criteria
 from fair_prune_plugins import torch_pruning as fpt
 from fair_prune_plugins.errors import ConfigError
+from fair_prune_plugins.gates.structure import OUTPUT
 from fair_prune_plugins.groups import GroupReader
 from fair_prune_plugins.workflow import training
 from fair_prune_plugins.workflow.config import MethodConfig, ModelConfig, RunConfig
@@ -21,9 +22,6 @@ from fair_prune_plugins.workflow.model_store import History
 from fair_prune_plugins.workflow.progress import show_bars
 
 BAD_METHOD = "prune.methods: {name} does not take the options {options}: {reason}"
-OUTPUT = "it is an output of the model"
-"""How a step's report calls outputs among what it left alone."""
-
 NO_LAYER = "{key}: the network has no module {path!r}; there are {near}"
 
 

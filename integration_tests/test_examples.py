@@ -1,0 +1,33 @@
+"""The examples run as they stand, and the README shows what they do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_drop_in_runs() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "drop_in.py")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    dense, pruned = (float(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines() if "test accuracy" in line)
+    assert dense > 0.85
+    assert pruned > 0.85
+    assert "3 groups by group over" in done.stdout
+
+
+def test_the_readme_shows_the_two_lines_of_the_example() -> None:
+    example, readme = ((ROOT / p).read_text() for p in ("examples/drop_in.py", "README.md"))
+    for line in ("fpt.FairGRAPEImportance()", "importance.collect(pruner, ", "tp.pruner.BasePruner("):
+        assert line in example
+        assert line in readme
