@@ -27,8 +27,9 @@ def table(run: Path) -> str:
     rows = pd.read_csv(run / "report" / "results.csv")
     worst = rows["worst_group"].dropna().iloc[0]
     lines = [
-        f"Test people: {int(rows['people'].iloc[0]):,}; worst group, fixed on validation people: {worst}. Changes are from "
-        "the dense model in points, with paired 95 % intervals. One seed. Latency: ONNX Runtime, one thread, batch of one.",
+        f"Test people: {int(rows['people'].iloc[0]):,}; worst group, fixed on validation people: {worst}. Changes are "
+        "from the dense model in points, with paired 95 % intervals. One seed. Latency: ONNX Runtime, "
+        f"{results.timing['settings']['threads']} thread(s), batch of {results.timing['settings']['batch_size']}.",
         "",
         "| model | MACs | p50, ms (speed-up) | everyone | change | worst group | change | gap between groups | rho |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -20,7 +20,7 @@ from fair_prune_plugins import criteria
 from fair_prune_plugins.errors import ConfigError
 
 UNKNOWN_KEY = "{origin}: unknown key {key!r}; {near}allowed here: {allowed}"
-BAD_VALUE = "{origin}: {key}: {reason} (got {value!r}). `fair-prune explain {key}` says what is allowed"
+BAD_VALUE = "{origin}: {key}: {reason}{got}. `fair-prune explain{section}` says what is allowed"
 MISSING_KEY = "{origin}: the key {key!r} is missing. `fair-prune explain {key}` says what it is"
 NOT_YAML = "{origin} is not valid YAML: {reason}"
 NOT_A_MAPPING = "{origin} must hold keys and values, got {type}"
@@ -538,10 +538,20 @@ def _problem(problem: dict[str, Any], origin: str) -> str:
     if problem["type"] == "union_tag_invalid":
         tag = str(problem["ctx"]["tag"])
         reason = f"{_near(tag, list(DATA_KINDS))}allowed: {', '.join(DATA_KINDS)}"
-        return BAD_VALUE.format(origin=origin, key="data.kind", reason=reason, value=tag)
+        return _bad_value(origin, ["data", "kind"], reason, tag)
     reason = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    value = problem["input"] if not isinstance(problem["input"], dict) else "..."
-    return BAD_VALUE.format(origin=origin, key=key or "the configuration", reason=reason, value=value)
+    return _bad_value(origin, location, reason, problem["input"])
+
+
+def _bad_value(origin: str, location: Sequence[str | int], reason: str, value: Any) -> str:
+    named = ".".join(part for part in location if isinstance(part, str))
+    return BAD_VALUE.format(
+        origin=origin,
+        key=".".join(str(part) for part in location) or "the configuration",
+        reason=reason,
+        got="" if isinstance(value, dict) else f" (got {value!r})",
+        section=f" {named}" if named else "",
+    )
 
 
 def section_of(location: Sequence[str | int], tagged: Sequence[str | int] = ()) -> type[Section]:
