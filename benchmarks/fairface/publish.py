@@ -13,12 +13,15 @@ from pathlib import Path
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from fair_prune_plugins.workflow.readings import read_run
 from fair_prune_plugins.workflow.results import RunResults
 
 HERE = Path(__file__).resolve().parent
 
 
-def points(value: float, low: float, high: float) -> str:
+def points(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None or low is None or high is None:
+        return "undefined"
     return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
@@ -55,6 +58,21 @@ def table(run: Path) -> str:
             )
             + " |"
         )
+    lines += [
+        "",
+        "Worst group against the first method at the same ratio, and its loss beyond everyone's, in points:",
+        "",
+    ]
+    for model in read_run(results).models:
+        worst_group = next((g for g in model.evaluation.groups if g.name == worst), None)
+        if model.is_dense or worst_group is None:
+            continue
+        beyond = worst_group.excess_gap
+        parts = [f"beyond everyone {points(beyond.value, beyond.low, beyond.high)}"]
+        for name, evaluation in model.against.items():
+            change = next(g.change for g in evaluation.groups if g.name == worst)
+            parts.append(f"against {name} {points(change.value, change.low, change.high)}")
+        lines.append(f"- {model.name}: {'; '.join(parts)}")
     lines += ["", *results.data.attribution]
     return "\n".join(lines)
 
