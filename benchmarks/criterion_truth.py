@@ -1,6 +1,6 @@
 """Do the statistics know what removal does? Their rank correlation with the true effect, on people the net never saw.
 
-Networks are trained on handwritten digits. Then up to 32 random units of every coupled group are closed one by one
+Networks are trained on handwritten digits. Then some random units of every coupled group are closed one by one
 (closed gates equal removal) and the
 change of the mean test loss is its true effect. Each statistic is collected on validation digits, and for contrast
 on the training

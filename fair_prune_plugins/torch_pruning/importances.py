@@ -195,10 +195,8 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
         """One score per root channel of a coupled group, float64 ``[root channels]``.
 
         Every root channel carries its unit's score, so the host's mean over conv groups and heads gives it back.
-        Attention has
-        two unit sets; ``dimension + head - mean(head)`` has both orders: its mean over heads is the dimension's
-        score, its mean
-        over dimensions the head's score up to a constant.
+        Attention has two unit sets; ``dimension + head - mean(head)`` has both orders: its mean over heads is the
+        dimension's score, its mean over dimensions the head's score up to a constant.
         """
         scores = torch.zeros(coupled.channels, dtype=torch.float64)
         of_units = self.unit_scores(coupled)
@@ -243,8 +241,9 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
         raise ScoreError(UNKNOWN_GROUP.format(importance=self, layer=layer))
 
     def _refuse_stale(self, model: nn.Module, layer: str) -> None:
-        """Compare the model with the one measured, once per step: a step asks for each layer once, before it prunes
-        any.
+        """Compare the model with the one measured, once per step.
+
+        A step asks for each layer once, before it prunes any.
         """
         assert self.statistics is not None
         first_of_step = not self._asked or layer in self._asked
