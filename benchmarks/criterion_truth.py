@@ -33,8 +33,8 @@ from fair_prune_plugins import criteria
 from fair_prune_plugins.gates import GatePlan, build_plan
 from fair_prune_plugins.statistics import GateStatistics, collect
 from fair_prune_plugins.workflow import digits, nets, training
-from fair_prune_plugins.workflow.config import TrainingConfig
 from fair_prune_plugins.workflow.data import Batches, Normalisation, Part, Samples
+from fair_prune_plugins.workflow.training_config import TrainingConfig
 
 EPOCHS = 12
 

@@ -93,6 +93,8 @@ def removed(model: nn.Module, x: torch.Tensor, plan: GatePlan, closed: Mapping[s
                 attention.num_heads -= gone.get("heads", 0)
                 if isinstance(attention, FusedAttention):
                     attention.head_dim -= gone["head dimensions"]
+                else:  # as it would have been made for the head size that is left
+                    attention.scale = (attention.q.out_features // attention.num_heads) ** -0.5
     return twin
 
 
@@ -203,3 +205,36 @@ class Gates:
                 for name, gradient in zip(self.leaves, gradients, strict=True):
                     found[name].append(gradient[0])
         return {name: torch.stack(rows) for name, rows in found.items()}
+
+
+COUNTED = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.MultiheadAttention)
+
+
+def counted_weights(model: nn.Module) -> list[str]:
+    """Names of the weights of layers: no biases, norms, positions or layer scales."""
+    paths = {path for path, m in model.named_modules() if isinstance(m, COUNTED)}
+    return [
+        name
+        for name, _ in model.named_parameters()
+        if name.rpartition(".")[0] in paths and name.rpartition(".")[2] in ("weight", "in_proj_weight")
+    ]
+
+
+def lost_entries(plan: GatePlan, name: str, unit: int) -> set[int]:
+    """Numbers of the weights that are gone when the host has removed the unit.
+
+    Every weight of the model is given a number of its own as its value; those missing afterwards have left.
+    """
+    numbered = copy.deepcopy(plan.model)
+    names = counted_weights(numbered)
+    start = 0
+    with torch.no_grad():
+        for weight in map(numbered.get_parameter, names):
+            weight.copy_(torch.arange(start, start + weight.numel()).reshape(weight.shape))
+            start += weight.numel()
+    mask = torch.zeros(plan.units[name].size, dtype=torch.bool)
+    mask[unit] = True
+    small = removed(numbered, torch.randn(1, 3, 16, 16, dtype=torch.float64), plan, {name: mask})
+    stayed = torch.cat([small.get_parameter(n).detach().flatten() for n in names]).long()
+    assert len(stayed.unique()) == len(stayed)
+    return set(range(start)) - set(stayed.tolist())

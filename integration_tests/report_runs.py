@@ -137,6 +137,7 @@ def make_run(
                     summary=summary,
                     source=source,
                     pruning_ratio=ratio,
+                    asked=f"{100 * ratio:.0f} %",
                     macs=round(macs),
                     params=round(78_042 * (1 - ratio) ** 1.9),
                     file_bytes=round(318_000 * (1 - ratio) ** 1.9),

@@ -198,7 +198,7 @@ def test_explain_shows_keys_with_default_and_meaning() -> None:
     for said in ("prune.ratios", "data.skip_corrupt", "data.kind: table", "benchmark.rounds", "required"):
         assert said in every.stdout
     one = invoke("explain", "prune.round_to", width=300)
-    assert "widths are multiples of this" in one.stdout
+    assert "which widths are kept" in one.stdout
     assert "prune.ratios" not in one.stdout
 
 

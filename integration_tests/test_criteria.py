@@ -310,7 +310,7 @@ def test_statistics_that_are_not_finite_never_become_finite_scores(name: str, ba
 
 @pytest.fixture
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", registry._REGISTRY.copy())
 
 
 def register(name: str, function: Callable[..., Any], **facts: Any) -> None:

@@ -77,7 +77,7 @@ def test_layer_norm_weights_stay_in_order_where_the_host_permutes_them(ratio: fl
                 model, random_scores, example_inputs=x, pruning_ratio=ratio, ignored_layers=[model.last]
             )
         else:
-            pruner = fpt.FairPruner(model, x, random_scores, pruning_ratio=ratio)
+            pruner = fpt.FairPruner(model, x, random_scores, pruning_ratio=ratio, round_to=None)
         pruner.step()
         assert model.norm.normalized_shape == (math.floor(192 * (1 - ratio) + 1e-9),)
         errors[name] = float((model(x).detach() - expected).abs().max())
@@ -91,7 +91,7 @@ def test_rms_norm_is_pruned_where_the_host_leaves_abroken_model(ratio: float) ->
     model, theirs = Normalised(48, nn.RMSNorm), Normalised(48, nn.RMSNorm)
     scores = torch.rand(48, generator=torch.Generator().manual_seed(48))
     expected = model.with_kept(kept_of(scores, ratio), x).detach()
-    fpt.FairPruner(model, x, random_scores, pruning_ratio=ratio).step()
+    fpt.FairPruner(model, x, random_scores, pruning_ratio=ratio, round_to=None).step()
     torch.testing.assert_close(model(x), expected)
     host_pruner(theirs, random_scores, example_inputs=x, pruning_ratio=ratio, ignored_layers=[theirs.last]).step()
     with pytest.raises(RuntimeError):
@@ -111,7 +111,7 @@ def test_dictionaries_are_the_pruners_own_where_the_hosts_are_shared() -> None:
         table.clear()
     try:
         model = build("conv groups")
-        ours = [fpt.FairPruner(model, IMAGE, random_scores) for _ in range(2)]
+        ours = [fpt.FairPruner(model, IMAGE, random_scores, round_to=None) for _ in range(2)]
         assert not any(defaults.values())
         assert ours[0].out_channel_groups == {model.grouped[0]: 4}
         assert ours[0].out_channel_groups is not ours[1].out_channel_groups
@@ -119,7 +119,7 @@ def test_dictionaries_are_the_pruners_own_where_the_hosts_are_shared() -> None:
         tp.pruner.BasePruner(model, IMAGE, random_scores)
         assert defaults["out_channel_groups"] == {model.grouped[0]: 4}
         mine: dict[nn.Module, int] = {}
-        fpt.FairPruner(model, IMAGE, random_scores, out_channel_groups=mine, num_heads=mine)
+        fpt.FairPruner(model, IMAGE, random_scores, out_channel_groups=mine, num_heads=mine, round_to=None)
         assert mine == {}
     finally:
         for table in defaults.values():
@@ -137,7 +137,7 @@ def test_modes_gradients_and_buffers_stay_where_the_host_switches_to_eval(traini
     modes = {n: m.training for n, m in model.named_modules()}
     before = Snapshot.of(model)
     importance = fpt.FairGRAPEImportance()
-    pruner = fpt.FairPruner(model, IMAGE, importance)
+    pruner = fpt.FairPruner(model, IMAGE, importance, round_to=None)
     importance.collect(pruner, [batch], sample_loss, groups="group", progress=False)
     assert Snapshot.of(model) == before
     pruner.step()
@@ -156,7 +156,7 @@ def test_frozen_layers_are_pruned_and_stay_frozen_where_the_host_thaws_or_skips_
 
     model = frozen()
     thawed = {n for n, p in model.named_parameters() if p.requires_grad}
-    pruner = fpt.FairPruner(model, IMAGE, random_scores)
+    pruner = fpt.FairPruner(model, IMAGE, random_scores, round_to=None)
     assert set(pruner.gate_plan().frozen) == {"patches", "positions", "blocks.0.norm1", "blocks.1.fc1"}
     pruner.step()
     assert {n for n, p in model.named_parameters() if p.requires_grad} == thawed
@@ -174,7 +174,9 @@ def test_no_optimizer_is_needed_and_users_lists_are_not_written_into() -> None:
     model = build("attention, fused")
     unwrapped = [(model.positions, 2)]
     ignored = [model.head]
-    pruner = fpt.FairPruner(model, IMAGE, random_scores, unwrapped_parameters=unwrapped, ignored_layers=ignored)
+    pruner = fpt.FairPruner(
+        model, IMAGE, random_scores, unwrapped_parameters=unwrapped, ignored_layers=ignored, round_to=None
+    )
     pruner.step()
     assert len(unwrapped) == 1
     assert ignored == [model.head]
@@ -229,7 +231,7 @@ def test_bad_scores_of_any_importance_name_the_layer_and_change_nothing(
 ) -> None:
     model = build("plain")
     before = Snapshot.of(model)
-    pruner = fpt.FairPruner(model, IMAGE, importance, **mode)  # type: ignore[arg-type]
+    pruner = fpt.FairPruner(model, IMAGE, importance, round_to=None, **mode)  # type: ignore[arg-type]
     with pytest.raises(ScoreError, match=message):
         pruner.step()
     assert Snapshot.of(model) == before
@@ -250,7 +252,7 @@ def test_the_hosts_own_nan_scores_are_refused_too() -> None:
     host_pruner(models[0], importance, global_pruning=True, ignored_layers=[models[0].fc]).step()
     assert models[0].body[0][0].out_channels == 12
     with pytest.raises(ScoreError, match=r"GroupTaylorImportance gave scores for .* not finite"):
-        fpt.FairPruner(models[1], IMAGE, importance, global_pruning=True).step()
+        fpt.FairPruner(models[1], IMAGE, importance, global_pruning=True, round_to=None).step()
 
 
 # --- rankings over several layers -------------------------------------------------------------------------------------
@@ -265,7 +267,9 @@ def test_ties_at_a_global_threshold_do_not_over_prune(isomorphic: bool) -> None:
         return sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d))
 
     model, theirs = build("plain"), build("plain")
-    pruner = fpt.FairPruner(model, IMAGE, tied, pruning_ratio=0.25, global_pruning=True, isomorphic=isomorphic)
+    pruner = fpt.FairPruner(
+        model, IMAGE, tied, pruning_ratio=0.25, global_pruning=True, isomorphic=isomorphic, round_to=None
+    )
     report = pruner.step()
     if not isomorphic:
         assert widths(model) == math.floor(38 * 0.75)
@@ -283,7 +287,7 @@ def test_the_maximum_ratio_holds_inside_a_step() -> None:
 
     model, theirs = build("plain"), build("plain")
     options: dict[str, Any] = {"pruning_ratio": 0.3, "max_pruning_ratio": 0.5, "global_pruning": True}
-    report = fpt.FairPruner(model, IMAGE, skewed, **options).step()
+    report = fpt.FairPruner(model, IMAGE, skewed, round_to=None, **options).step()
     assert widths(model)[1] == 8
     assert sum(widths(model)) == math.floor(38 * 0.7)
     assert sum(r.kept for r in report.widths) == sum(widths(model))
@@ -327,7 +331,7 @@ def test_no_input_of_a_concatenation_is_emptied(side: str, mode: dict[str, bool]
 
     for ratio in (0.4, 0.6, 0.9):
         model = AddedConcatenation()
-        report = fpt.FairPruner(model, IMAGE, one_sided, pruning_ratio=ratio, **mode).step()
+        report = fpt.FairPruner(model, IMAGE, one_sided, pruning_ratio=ratio, round_to=None, **mode).step()
         left, right = model.left.out_channels, model.right.out_channels
         assert min(left, right) >= 1
         kept = max(math.floor(10 * (1 - ratio) + 1e-9), 2)
@@ -341,14 +345,14 @@ def test_a_convolution_with_one_output_is_not_taken_for_a_depthwise_one() -> Non
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 1, 1), nn.Sigmoid(), nn.Conv2d(1, 6, 3), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES),
     )  # fmt: skip
-    report = fpt.FairPruner(model, IMAGE, random_scores).step()
+    report = fpt.FairPruner(model, IMAGE, random_scores, round_to=None).step()
     assert [(m.in_channels, m.out_channels) for m in model if isinstance(m, nn.Conv2d)] == [(3, 4), (4, 1), (1, 3)]
     assert report.not_pruned == {"2": "it has a single unit", "8": "it is an output of the model"}
 
 
 def test_conv_groups_go_down_to_one_channel_each_and_no_further() -> None:
     model = build("conv groups")
-    pruner = fpt.FairPruner(model, IMAGE, random_scores, pruning_ratio=0.9, iterative_steps=3)
+    pruner = fpt.FairPruner(model, IMAGE, random_scores, pruning_ratio=0.9, iterative_steps=3, round_to=None)
     for _ in range(3):
         pruner.step()
         assert torch.isfinite(model(torch.randn(2, 3, 16, 16))).all()
@@ -377,16 +381,17 @@ class Fragile(nn.Module):
 def test_what_breaks_the_forward_is_refused_before_anything_is_removed() -> None:
     model = Fragile()
     with pytest.warns(UserWarning, match="not pruned: the coupled group of 'fixed'"):
-        pruner = fpt.FairPruner(model, IMAGE, random_scores)
+        pruner = fpt.FairPruner(model, IMAGE, random_scores, round_to=None)
     report = pruner.step()
     assert (model.stem.out_channels, model.body.out_channels, model.fixed.out_features) == (6, 10, 6)
     assert "fixed" in report.not_pruned
     only = nn.Sequential(nn.Flatten(), nn.Linear(768, 5))
     with pytest.raises(UnsupportedModelError, match="no coupled group of the model can be pruned"):
-        fpt.FairPruner(only, IMAGE, random_scores)
+        fpt.FairPruner(only, IMAGE, random_scores, round_to=None)
 
 
 def quiet(model: nn.Module, importance: Any, **options: Any) -> fpt.FairPruner:
+    options.setdefault("round_to", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return fpt.FairPruner(model, IMAGE, importance, **options)
@@ -443,7 +448,12 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_a_step_that_fails_midway_is_undone_bit_by_bit(
     network: str, error: BaseException, broken: dict[str, Any]
 ) -> None:
-    options: dict[str, Any] = {"iterative_steps": 2, "prune_num_heads": True, "head_pruning_ratio": 0.5}
+    options: dict[str, Any] = {
+        "round_to": None,
+        "iterative_steps": 2,
+        "prune_num_heads": True,
+        "head_pruning_ratio": 0.5,
+    }
     model, reference = build(network), build(network)
     trained(model)
     reference.load_state_dict(model.state_dict())
@@ -479,7 +489,9 @@ def test_a_failed_step_forgets_nothing_the_user_said_of_bare_parameters(broken: 
             return self.fc(F.relu(self.second(F.relu(self.first(x) * self.rows))).mean((2, 3)))
 
     model = Scaled()
-    pruner = fpt.FairPruner(model, IMAGE, random_scores, unwrapped_parameters=[(model.rows, 0)], iterative_steps=3)
+    pruner = fpt.FairPruner(
+        model, IMAGE, random_scores, unwrapped_parameters=[(model.rows, 0)], iterative_steps=3, round_to=None
+    )
     for kept in (6, 5, 4):
         before = Snapshot.of(model)
         broken.update(error=RuntimeError("sabotage"), calls=0)
@@ -500,7 +512,7 @@ def test_scores_that_fail_to_come_change_nothing() -> None:
 
     model = build("plain")
     before = Snapshot.of(model)
-    pruner = fpt.FairPruner(model, IMAGE, angry)
+    pruner = fpt.FairPruner(model, IMAGE, angry, round_to=None)
     with pytest.raises(Angry):
         pruner.step()
     assert Snapshot.of(model) == before
@@ -540,7 +552,7 @@ def test_arguments_out_of_range_are_refused_and_change_nothing(options: dict[str
 
 def test_steps_run_out() -> None:
     model = build("plain")
-    pruner = fpt.FairPruner(model, IMAGE, random_scores, iterative_steps=2)
+    pruner = fpt.FairPruner(model, IMAGE, random_scores, iterative_steps=2, round_to=None)
     pruner.step()
     pruner.step()
     before = Snapshot.of(model)
@@ -553,7 +565,7 @@ def test_steps_run_out() -> None:
 def test_a_ratio_of_zero_removes_nothing() -> None:
     model = build("plain")
     before = Snapshot.of(model)
-    report = fpt.FairPruner(model, IMAGE, random_scores, pruning_ratio=0.0).step()
+    report = fpt.FairPruner(model, IMAGE, random_scores, pruning_ratio=0.0, round_to=None).step()
     assert Snapshot.of(model) == before
     assert report.macs == report.macs_before
     assert all(r.kept == r.initial and not r.reason for r in report.widths)
@@ -561,7 +573,7 @@ def test_a_ratio_of_zero_removes_nothing() -> None:
 
 def test_a_coupled_group_that_was_never_proved_is_not_pruned() -> None:
     model, x = build("plain"), torch.randn(2, 3, 16, 16)
-    pruner = fpt.FairPruner(model, x, fpt.MagnitudeImportance(), pruning_ratio=0.5)
+    pruner = fpt.FairPruner(model, x, fpt.MagnitudeImportance(), pruning_ratio=0.5, round_to=None)
     pruner._plan = replace(pruner._plan, groups=pruner._plan.groups[:-1])
     with pytest.raises(UnsupportedModelError, match="never proved"):
         pruner.step()
@@ -572,7 +584,7 @@ def test_a_coupled_group_that_was_never_proved_is_not_pruned() -> None:
 def test_a_step_report_prints_every_width_and_what_was_left_alone() -> None:
     model, x = build("plain"), torch.randn(2, 3, 16, 16)
     model.get_submodule("body.2").requires_grad_(False)
-    report = fpt.FairPruner(model, x, fpt.MagnitudeImportance(), pruning_ratio=0.5).step()
+    report = fpt.FairPruner(model, x, fpt.MagnitudeImportance(), pruning_ratio=0.5, round_to=None).step()
     text = str(report)
     for width in report.widths:
         assert f"{width.name}: kept {width.kept} of {width.initial}, {width.asked} asked" in text

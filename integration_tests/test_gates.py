@@ -14,7 +14,15 @@ from torch import nn
 
 from fair_prune_plugins.gates import build_plan
 from fair_prune_plugins.gates.plan import GatePlan
-from integration_tests.gate_oracles import Closed, Net, closing_error, error, host_graph, random_closed, unit_of
+from integration_tests.gate_oracles import (
+    Closed,
+    Net,
+    closing_error,
+    counted_weights,
+    error,
+    lost_entries,
+    random_closed,
+)
 from integration_tests.networks import CLASSES, NETWORKS, FusedAttention, VisionTransformer, build, heads_of
 
 ATTENTION = ["attention, fused", "attention, separate"]
@@ -106,38 +114,15 @@ def test_a_closed_channel_that_overflows_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_weight_squares(name: str) -> None:
-    """Against the rows and columns that the host would take away with each unit."""
+    """Against the entries that are gone when the host has removed the unit, each counted once."""
     model, plan = planned(name, prune_num_heads=True)
-    graph = host_graph(model, images(1))
-    for group in plan.prunable:
-        root = model.get_submodule(group.root)
-        pruner = graph.get_pruner_of_module(root)
-        prune = pruner.prune_out_channels if group.root_is_output else pruner.prune_in_channels
-        for units in group.unit_sets:
-            for unit in (0, units.size - 1):
-                roots = [r for r in range(group.channels) if unit_of(group, units, r) == unit]
-                expected = 0.0
-                for dep, idxs in graph.get_pruning_group(root, prune, roots):
-                    module, out = dep.target.module, graph.is_out_channel_pruning_fn(dep.handler)
-                    if isinstance(module, nn.MultiheadAttention):
-                        w = module.in_proj_weight.reshape(3, module.embed_dim, -1)
-                        o = module.out_proj.weight
-                        parts = [w[:, idxs], w[:, :, idxs], o[idxs], o[:, idxs]]
-                    elif isinstance(module, nn.Linear):
-                        parts = [module.weight[idxs] if out else module.weight[:, idxs]]
-                    elif isinstance(module, nn.ConvTranspose2d):
-                        parts = [module.weight[:, idxs] if out else module.weight[idxs]]
-                    elif isinstance(module, nn.Conv2d):
-                        per_group = module.in_channels // module.groups
-                        if out or module.groups == module.out_channels:
-                            parts = [module.weight[idxs]]
-                        else:
-                            rows = module.weight.reshape(module.groups, -1, *module.weight.shape[1:])
-                            parts = [rows[i // per_group, :, i % per_group] for i in idxs]
-                    else:
-                        continue
-                    expected += sum(float(p.detach().square().sum()) for p in parts)
-                assert float(plan.weight_square()[units.name][unit]) == pytest.approx(expected, rel=1e-9), units.name
+    weights = torch.cat([model.get_parameter(n).detach().flatten() for n in counted_weights(model)])
+    squares = plan.weight_square()
+    for units in plan.units.values():
+        for unit in (0, units.size - 1):
+            lost = sorted(lost_entries(plan, units.name, unit))
+            expected = float(weights[lost].double().square().sum())
+            assert float(squares[units.name][unit]) == pytest.approx(expected, rel=1e-6), units.name
 
 
 class RandomNet(nn.Module):

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from fair_prune_plugins.errors import InputError
-from fair_prune_plugins.latency import Layout, Machine, benchmark, describe_machine, fast_layout
+from fair_prune_plugins.latency import ConvLayer, Layout, Machine, benchmark, describe_machine, fast_layout
 from fair_prune_plugins.latency import timing as timing_module
 from fair_prune_plugins.latency.timing import measure, summarise
 from fair_prune_plugins.onnx import export
@@ -166,11 +166,13 @@ def test_few_calls_and_one_round_are_said():
 
 
 def test_layers_that_left_the_fast_layout_are_said():
-    layouts = {"dense": Layout(20, 20), "pruned": Layout(6, 20, (None,) * 14), "none": Layout(0, 0)}
+    slow = tuple(ConvLayer(f"node_{i}", 3, 22 + i, 1, f"layer.{i}" if i % 2 else None) for i in range(14))
+    layouts = {"dense": Layout(20, 20), "pruned": Layout(6, 20, slow), "none": Layout(0, 0)}
     report = report_of({name: [[0.01] * 50] * 3 for name in layouts}, layouts=layouts)
     assert [n for n in report.notes if "fast layout" in n] == [
-        "14 of 20 convolutions of pruned run outside the fast layout; a multiple of 4 (round_to) keeps convolutions in "
-        "ONNX Runtime's fast CPU layout, 16 is faster where the width allows"
+        "14 of 20 convolutions of pruned run outside the fast layout: node_0 (3 to 22), layer.1 (3 to 23), node_2 "
+        "(3 to 24), layer.3 (3 to 25), node_4 (3 to 26), layer.5 (3 to 27), node_6 (3 to 28), layer.7 (3 to 29) and "
+        "6 more; widths that ONNX Runtime rewards (round_to='auto') keep them in it"
     ]
     assert report["none"].fast_share is None
     assert report["pruned"].fast_share == 0.3

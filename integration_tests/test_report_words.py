@@ -98,6 +98,7 @@ def pruned(name: str, speedup: float, changes: dict[str, Change], *, slack: floa
         name=name,
         method=extra.pop("method", "taylor"),
         pruning_ratio=0.5,
+        asked="50 %",
         macs=25,
         params=50,
         evaluation=evaluation(changes, **options),

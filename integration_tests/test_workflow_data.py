@@ -15,8 +15,8 @@ from PIL import Image
 from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.groups import GroupLabels
 from fair_prune_plugins.workflow import digits, sources
-from fair_prune_plugins.workflow.config import FunctionData, NpzData, Parts, TableData
 from fair_prune_plugins.workflow.data import Augmentation, Batches, Normalisation, Part, Samples, draw_parts
+from fair_prune_plugins.workflow.data_config import FunctionData, NpzData, Parts, TableData
 
 COUNT = 40
 

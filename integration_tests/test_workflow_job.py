@@ -1,6 +1,7 @@
 """A whole small run: what it leaves behind, what a second run repeats, and that a killed one resumes."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import onnxruntime
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
 from fair_prune_plugins.errors import ConfigError, InputError
@@ -97,6 +99,36 @@ def test_a_run_leaves_report_numbers_and_proven_files(finished: tuple[Path, RunR
     assert plain.against == {}
     assert not any(".unfinished" in str(p) for p in folder.rglob("*"))
     assert not [p for p in folder.rglob("*") if p.suffix in (".pt", ".pth", ".pkl")]
+
+
+def test_every_criterion_is_combined_with_every_loss(tmp_path: Path) -> None:
+    """Losses change the weights and never how much is pruned; each asks for what it needs by itself."""
+    losses = "[cross_entropy, group_dro, {name: excess_gap, label: ceag}, performance_weighted, distillation]"
+    overrides = [f"finetune.losses={losses}", "prune.steps=2", "prune.methods=[magnitude, fairgrape]"]
+    results, _ = execute(tmp_path / "run", *overrides)
+    titles = ["magnitude", "fairgrape"]
+    fair = ("group_dro", "ceag", "performance_weighted", "distillation")
+    titles += [f"{method} + {loss}" for loss in fair for method in titles]
+    assert [m.name for m in results.models] == ["dense", *(f"{title} 50 %" for title in titles)]
+    assert [m.method for m in results.models[1:]] == titles
+    assert len({m.macs for m in results.models[1:]}) == 1
+    weights = {
+        title: load_file(tmp_path / f"run/models/{title.replace(' + ', '-')}-50/finetuned/model.safetensors")
+        for title in titles
+    }
+    first = {title: next(w for w in state.values() if w.ndim == 2) for title, state in weights.items()}
+    assert all(not torch.equal(first[a], first[b]) for a, b in itertools.combinations(titles, 2))
+    assert all(list(m.against) == ["magnitude 50 %"] for m in results.models[2:])
+    shares = load_file(tmp_path / "run/models/magnitude-group_dro-50/pruned/loss.safetensors")
+    assert shares["log_shares"].exp().sum().item() == pytest.approx(1)
+    assert len(set(shares["log_shares"].tolist())) > 1, "what the loss learned between steps is kept"
+
+
+def test_losses_that_compare_with_the_dense_network_cannot_train_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training: the loss 'distillation' compares with the dense network"):
+        execute(tmp_path / "run", "training.loss=distillation")
+    with pytest.raises(ConfigError, match=r"finetune\.losses.*has no option 'stepsize'"):
+        execute(tmp_path / "run", "finetune.losses=[{name: group_dro, options: {stepsize: 1}}]")
 
 
 def test_the_worst_group_is_fixed_on_validation_people(finished: tuple[Path, RunResults, list[str]]) -> None:

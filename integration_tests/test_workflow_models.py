@@ -3,19 +3,25 @@
 import json
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch_pruning as tp
 from safetensors.torch import save_file
 from torch import nn
 
 from fair_prune_plugins.errors import ConfigError, InputError, UnsupportedModelError
 from fair_prune_plugins.groups import GroupLabels
+from fair_prune_plugins.torch_pruning import FairPruner, importance
 from fair_prune_plugins.workflow import config, model_store, models, pruning, training
+from fair_prune_plugins.workflow.amounts import Amount
 from fair_prune_plugins.workflow.data import Normalisation, Part, Samples
 from fair_prune_plugins.workflow.nets import digits_resnet
+from fair_prune_plugins.workflow.prune_config import MethodConfig
 from integration_tests import networks
 
 CPU = torch.device("cpu")
@@ -86,10 +92,10 @@ def test_a_pruned_and_finetuned_network_is_rebuilt_bit_by_bit(tmp_path: Path, fa
     torch.manual_seed(0)
     model = recipe.build(None)
     dense_size = sum(p.numel() for p in model.parameters())
-    done = pruning.prune(model, asked.prune.methods[0], 0.5, asked, samples, normalise, device=CPU)
+    done = pruning.prune(model, asked.prune.methods[0], Amount("ratio", 0.5), asked, samples, normalise, device=CPU)
     assert len(done.steps) == steps
     training.fit(model, samples, normalise, asked.finetune, epochs=1, seed=0, device=CPU, what="t", key="finetune")
-    recipe.history.extend(done.history)
+    recipe = replace(recipe, history=done.history)
     model_store.save(model, recipe, tmp_path, beside=None)
     rebuilt, read = model_store.load(tmp_path, beside=None)
     assert read == recipe
@@ -110,16 +116,23 @@ def test_a_pruned_attention_net_is_rebuilt_bit_by_bit(tmp_path: Path, kind: str,
     model = recipe.build(None).eval()
     dense_size = sum(p.numel() for p in model.parameters())
     done = pruning.prune(
-        model, asked.prune.methods[0], 0.5, asked, samples, Normalisation.of_training(samples), device=CPU
+        model,
+        asked.prune.methods[0],
+        Amount("ratio", 0.5),
+        asked,
+        samples,
+        Normalisation.of_training(samples),
+        device=CPU,
     )
-    recipe.history.extend(done.history)
+    recipe = replace(recipe, history=done.history)
     for folder in ("made", "again"):
         (tmp_path / folder).mkdir()
     model_store.save(model, recipe, tmp_path / "made", beside=None)
     rebuilt, read = model_store.load(tmp_path / "made", beside=None)
     assert sum(p.numel() for p in rebuilt.parameters()) < 0.6 * dense_size
     if kind == "attention, fused":
-        assert read.attributes == {f"blocks.{i}.attn": {"head_dim": 2} for i in (0, 1)}
+        assert read.history is not None
+        assert read.history.numbers == {f"blocks.{i}.attn": {"head_dim": 2} for i in (0, 1)}
     inputs = torch.randn(5, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(model(inputs), rebuilt(inputs))
@@ -132,9 +145,15 @@ def test_a_stored_network_stays_frozen_where_its_factory_froze_it(tmp_path: Path
     samples, asked = people(), settings(recipe.factory, round_to=None)
     model = recipe.build(None)
     done = pruning.prune(
-        model, asked.prune.methods[0], 0.5, asked, samples, Normalisation.of_training(samples), device=CPU
+        model,
+        asked.prune.methods[0],
+        Amount("ratio", 0.5),
+        asked,
+        samples,
+        Normalisation.of_training(samples),
+        device=CPU,
     )
-    recipe.history.extend(done.history)
+    recipe = replace(recipe, history=done.history)
     model_store.save(model, recipe, tmp_path, beside=None)
     rebuilt, _ = model_store.load(tmp_path, beside=None)
     assert {n: p.requires_grad for n, p in rebuilt.named_parameters()} == {
@@ -147,7 +166,13 @@ def test_keep_fraction_takes_as_many_steps_as_it_needs() -> None:
     asked = settings("digits_resnet", steps=None, schedule="keep_fraction", keep_fraction=0.8, round_to=None)
     model = digits_resnet(2, 3)
     done = pruning.prune(
-        model, asked.prune.methods[0], 0.5, asked, samples, Normalisation.of_training(samples), device=CPU
+        model,
+        asked.prune.methods[0],
+        Amount("ratio", 0.5),
+        asked,
+        samples,
+        Normalisation.of_training(samples),
+        device=CPU,
     )
     assert len(done.steps) == 4, "0.8 ** 4 is the first power of 0.8 below one half"
     assert done.seconds["finetune"] > 0
@@ -155,17 +180,33 @@ def test_keep_fraction_takes_as_many_steps_as_it_needs() -> None:
 
 def test_what_the_steps_and_the_statistics_say_is_kept_once() -> None:
     steps = [
-        {"not_pruned": {"head": pruning.OUTPUT, "aux": pruning.OUTPUT, "odd": "why"}, "frozen": ("stem",)},
-        {"not_pruned": {"head": pruning.OUTPUT, "odd": "why"}, "frozen": ("stem",)},
+        {
+            "not_pruned": {"head": pruning.OUTPUT, "aux": pruning.OUTPUT, "odd": "why"},
+            "frozen": ("stem",),
+            "cost": None,
+            "misaligned": (),
+        },
+        {"not_pruned": {"head": pruning.OUTPUT, "odd": "why"}, "frozen": ("stem",), "cost": None, "misaligned": ()},
     ]
     assert pruning.notes(steps) == [
         "odd keeps its width: why.",
         "Outputs of the model keep their width: head, aux.",
         "Frozen layers were pruned with their coupled group and stay frozen: stem.",
     ]
+    cost = {"quantity": "macs", "fraction": 0.2987}
+    assert pruning.notes([*steps, {**steps[1], "cost": cost, "misaligned": ("stem", "odd")}])[-2:] == [
+        "Pruned to 29.9 % of the dense network's MACs.",
+        "Outside ONNX Runtime's fast layout: stem, odd.",
+    ]
     samples, asked = people(), settings(f"{__name__}:make_frozen", round_to=None, steps=2)
     done = pruning.prune(
-        make_frozen(), asked.prune.methods[0], 0.5, asked, samples, Normalisation.of_training(samples), device=CPU
+        make_frozen(),
+        asked.prune.methods[0],
+        Amount("ratio", 0.5),
+        asked,
+        samples,
+        Normalisation.of_training(samples),
+        device=CPU,
     )
     said = pruning.notes(done.steps)
     assert "Outputs of the model keep their width: 4." in said
@@ -173,6 +214,37 @@ def test_what_the_steps_and_the_statistics_say_is_kept_once() -> None:
         "Frozen layers were pruned with their coupled group and stay frozen: 0."
     ]
     assert len(done.notes) == len(set(done.notes)) > 0
+
+
+@pytest.mark.parametrize("quantity", ["macs", "params"])
+def test_methods_end_at_the_asked_cost_each_with_its_allocation(quantity: Any) -> None:
+    samples = people(channels=1, classes=3)
+    asked = settings(
+        "digits_resnet",
+        ratios=[],
+        **{quantity: [0.4]},
+        round_to=None,
+        steps=2,
+        methods=["magnitude", "taylor", {"name": "taylor", "label": "own", "allocation": "global"}],
+        reestimate_batch_norm=True,
+    )
+    widths, costs = {}, {}
+    for method in asked.prune.methods:
+        torch.manual_seed(0)
+        model = models.build("digits_resnet", {}, classes=3, channels=1, beside=None)
+        example = torch.zeros(1, *samples.inputs.shape[1:])
+        dense = dict(zip(("macs", "params"), tp.utils.count_ops_and_params(model.eval(), example), strict=True))
+        (amount,) = asked.prune.amounts
+        done = pruning.prune(model, method, amount, asked, samples, Normalisation.of_training(samples), device=CPU)
+        now = dict(zip(("macs", "params"), tp.utils.count_ops_and_params(model.eval(), example), strict=True))
+        widths[method.title] = [w["kept"] for w in done.steps[-1]["widths"]]
+        costs[method.title] = now[quantity] / dense[quantity]
+        assert any(
+            note.startswith(f"Pruned to {100 * costs[method.title]:.1f} %") for note in pruning.notes(done.steps)
+        )
+    assert widths["magnitude"] == widths["taylor"] != widths["own"]
+    assert all(0.36 < cost <= 0.4 for cost in costs.values())
+    assert costs["magnitude"] == costs["taylor"]
 
 
 @pytest.fixture
@@ -193,7 +265,7 @@ def test_damaged_weights_are_refused(stored: Path) -> None:
 def test_a_missing_file_and_another_schema_are_named(stored: Path) -> None:
     values = json.loads((stored / "model.json").read_text())
     (stored / "model.json").write_text(json.dumps({**values, "schema_version": 99}))
-    with pytest.raises(InputError, match="schema 99, this one reads 2"):
+    with pytest.raises(InputError, match="schema 99, this one reads 3"):
         model_store.load(stored, beside=None)
     (stored / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"model\.safetensors is missing"):
@@ -215,8 +287,11 @@ def make_of_a_width() -> nn.Module:
 
 def test_a_factory_that_was_changed_since_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = model_store.Recipe(f"{__name__}:make_of_a_width", {}, classes=2, input_shape=(3, 16, 16))
-    recipe.history.append(["0", True, [0, 6, 7]])
-    model_store.save(model_store._replayed(recipe, None), recipe, tmp_path, beside=None)
+    pruned = recipe.build(None)
+    pruner = FairPruner(pruned, recipe.example(), importance("magnitude"), pruning_ratio=0.4, round_to=None)
+    pruner.step()
+    recipe = replace(recipe, history=pruner.history())
+    model_store.save(pruned.eval(), recipe, tmp_path, beside=None)
     for width in (9, 4):
         monkeypatch.setattr(f"{__name__}._width", width)
         with pytest.raises(UnsupportedModelError, match="cannot be rebuilt from its pruning history"):
@@ -305,7 +380,7 @@ def test_modules_named_in_the_configuration_must_exist() -> None:
 
 def test_options_of_a_criterion_are_checked() -> None:
     with pytest.raises(InputError, match="taylor"):
-        pruning.importance(config.MethodConfig(name="taylor", options={"nonsense": 1}))
+        pruning.importance(MethodConfig(name="taylor", options={"nonsense": 1}))
 
 
 def test_training_is_deterministic_and_leaves_the_callers_random_numbers_alone() -> None:
@@ -346,5 +421,5 @@ def test_a_diverging_loss_is_told() -> None:
     samples = people()
     recipe = config.TrainingConfig(learning_rate=1e30, optimizer="sgd", batch_size=8, schedule="constant")
     normalise = Normalisation.of_training(samples)
-    with pytest.raises(InputError, match=r"loss became nan in epoch \d+ of t; lower training\.learning_rate .*1e\+30"):
+    with pytest.raises(InputError, match=r"infinite in epoch \d+ of t; lower training\.learning_rate .*1e\+30"):
         training.fit(make_own(), samples, normalise, recipe, epochs=9, seed=0, device=CPU, what="t", key="training")

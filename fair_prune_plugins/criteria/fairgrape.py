@@ -100,7 +100,8 @@ def fairgrape(
 
     Args:
         statistics: of one coupled group.
-        statistic: the importance the shares are of; the paper's is the square.
+        statistic: the importance the shares are of: the square of gates' derivatives, or the paper's own, element by
+            element of the weights.
         target: the shares to keep: those of the model as it is (the paper), or of the dense model (shares cannot
         drift over
             iterations).

@@ -1,5 +1,5 @@
-"""The criteria there are. Strict: a bad or duplicate criterion is refused when it is registered, not when it is
-used.
+"""The criteria there are: built in, registered by hand, or brought by installed packages through entry points of the
+group ``fair_prune_plugins.criteria``.
 """
 
 from __future__ import annotations
@@ -7,23 +7,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 
 from fair_prune_plugins.errors import InputError, ScoreError
+from fair_prune_plugins.registry import Registry, options_of, place
 from fair_prune_plugins.statistics.store import UnitStatistics
 
 CriterionFn = Callable[..., torch.Tensor]
 
-DUPLICATE = "the criterion {name!r} is registered already, by {first}; {second} may not take the same name"
 BAD_SIGNATURE = (
     "{place}: a criterion takes exactly one positional argument, the UnitStatistics, and options as keywords with "
-    "defaults; "
-    "{problem}"
+    "defaults; {problem}"
 )
-UNKNOWN = "there is no criterion {name!r}; there are {have}.{hint}"
 UNKNOWN_OPTION = "the criterion {name!r} has no option {option!r}; it takes {have}"
 BAD_SCORES = "the criterion {name!r} must return one score per unit ([{units}]), got {got}"
 
@@ -40,8 +37,7 @@ class Criterion:
         needs_data: whether it uses anything beyond the model's weights.
         needs_groups: whether it compares sensitive groups.
         comparable: whether scores of different layers are in the same unit (a change of the loss), so that a global
-        ranking
-            means something; ranks are not.
+            ranking means something; ranks are not.
     """
 
     name: str
@@ -55,7 +51,7 @@ class Criterion:
     @property
     def options(self) -> dict[str, Any]:
         """Options and their defaults."""
-        return {p.name: p.default for p in list(inspect.signature(self.function).parameters.values())[1:]}
+        return options_of(list(inspect.signature(self.function).parameters.values())[1:])
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse options the criterion does not have.
@@ -84,7 +80,7 @@ class Criterion:
         return scores.double()
 
 
-_REGISTRY: dict[str, Criterion] = {}
+_REGISTRY: Registry[Criterion] = Registry("criterion", "criteria", "fair_prune_plugins.criteria")
 
 
 def criterion(
@@ -103,46 +99,39 @@ def criterion(
     """
 
     def register(function: CriterionFn) -> CriterionFn:
-        place = _place(function)
-        if name in _REGISTRY:
-            raise InputError(DUPLICATE.format(name=name, first=_place(_REGISTRY[name].function), second=place))
-        _check_signature(function, place)
-        _REGISTRY[name] = Criterion(name, function, summary, source, needs_data, needs_groups, comparable)
+        def make() -> Criterion:
+            _check_signature(function)
+            return Criterion(name, function, summary, source, needs_data, needs_groups, comparable)
+
+        _REGISTRY.add(name, function, make)
         return function
 
     return register
 
 
 def names() -> list[str]:
-    """Names of all registered criteria."""
-    return sorted(_REGISTRY)
+    """Names of all registered criteria, those of other installed packages among them."""
+    return _REGISTRY.names()
 
 
 def get(name: str) -> Criterion:
     """A criterion by name.
 
     Raises:
-        InputError: there is none of that name; the message lists what there is.
+        InputError: there is none of that name (the message lists what there is), or its package failed to load.
     """
-    if name not in _REGISTRY:
-        near = get_close_matches(name, _REGISTRY, n=1)
-        raise InputError(UNKNOWN.format(name=name, have=names(), hint=f" Did you mean {near[0]!r}?" if near else ""))
-    return _REGISTRY[name]
+    return _REGISTRY.get(name)
 
 
-def _check_signature(function: CriterionFn, place: str) -> None:
+def _check_signature(function: CriterionFn) -> None:
     parameters = list(inspect.signature(function).parameters.values())
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if not parameters or parameters[0].kind not in positional:
-        raise InputError(BAD_SIGNATURE.format(place=place, problem="it takes no statistics"))
+        raise InputError(BAD_SIGNATURE.format(place=place(function), problem="it takes no statistics"))
     for p in parameters[1:]:
         if p.kind is not inspect.Parameter.KEYWORD_ONLY:
-            raise InputError(BAD_SIGNATURE.format(place=place, problem=f"{p.name!r} is not a keyword-only option"))
+            problem = f"{p.name!r} is not a keyword-only option"
+            raise InputError(BAD_SIGNATURE.format(place=place(function), problem=problem))
         if p.default is inspect.Parameter.empty:
-            raise InputError(BAD_SIGNATURE.format(place=place, problem=f"the option {p.name!r} has no default"))
-
-
-def _place(function: CriterionFn) -> str:
-    code = getattr(function, "__code__", None)
-    where = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
-    return f"{function.__module__}.{getattr(function, '__qualname__', function)}{where}"
+            problem = f"the option {p.name!r} has no default"
+            raise InputError(BAD_SIGNATURE.format(place=place(function), problem=problem))

@@ -9,7 +9,7 @@ gate per channel.
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -17,7 +17,8 @@ from fair_prune_plugins.criteria.registry import criterion
 from fair_prune_plugins.errors import InputError, ScoreError
 from fair_prune_plugins.statistics.store import EVERYONE, UnitStatistics
 
-Statistic = Literal["absolute", "square", "signed"]
+Statistic = Literal["absolute", "square", "signed", "elementwise"]
+"""``"elementwise"`` is of weights, from ``collect_elementwise``; the others are of gates, from ``collect``."""
 
 SIGNED = (
     "signed Taylor scores are driven to zero by training: on a trained model they say little about the effect of "
@@ -28,6 +29,14 @@ EMPTY_GROUP = (
     "{groups}: no person (or only zero sample weights) in the statistics; a criterion over groups needs "
     "people from each"
 )
+OTHER_PASS = (
+    "statistic={statistic!r} is not in these statistics, which are of {have}: collect with "
+    "fair_prune_plugins.statistics.{function}, as the importance's own collect() does"
+)
+OVER_EVERYONE = (
+    "statistic='elementwise' over all people is no mean over groups: collect it without groups (groups=None), as the "
+    "importance's own collect() does"
+)
 NOT_FINITE = "the statistics are not finite; collect them again"
 NO_GROUPS = "the statistics name no sensitive group; collect them with groups="
 
@@ -37,18 +46,31 @@ def per_group(statistics: UnitStatistics, statistic: Statistic) -> torch.Tensor:
 
     Raises:
         ScoreError: there is no group, a group without people, or statistics that are not finite.
-        InputError: ``statistic`` is none of the three.
+        InputError: ``statistic`` is none of the four.
     """
     if statistics.names in ((), (EVERYONE,)):
         raise ScoreError(NO_GROUPS)
     empty = [n for n, w in zip(statistics.names, statistics.weight.tolist(), strict=True) if w <= 0]
     if empty:
         raise ScoreError(EMPTY_GROUP.format(groups=", ".join(empty)))
-    means = _picked(statistics.sum, statistics.absolute, statistics.square, statistic) / statistics.weight[:, None]
+    _check(statistics, statistic)
+    if statistics.elementwise is not None:
+        means = statistics.elementwise
+    else:
+        means = _picked(statistics.sum, statistics.absolute, statistics.square, statistic) / statistics.weight[:, None]
     if not torch.isfinite(means).all():
         # Said here, because a rank is finite whatever it is a rank of.
         raise ScoreError(NOT_FINITE)
     return means
+
+
+def _check(statistics: UnitStatistics, statistic: str) -> None:
+    if statistic not in get_args(Statistic):
+        raise InputError(f"statistic must be 'absolute', 'square', 'signed' or 'elementwise', got {statistic!r}")
+    of_weights = statistics.elementwise is not None
+    if of_weights != (statistic == "elementwise"):
+        have, function = ("weights", "collect") if of_weights else ("gates", "collect_elementwise")
+        raise ScoreError(OTHER_PASS.format(statistic=statistic, have=have, function=function))
 
 
 def _picked(signed: torch.Tensor, absolute: torch.Tensor, square: torch.Tensor, statistic: str) -> torch.Tensor:
@@ -56,10 +78,8 @@ def _picked(signed: torch.Tensor, absolute: torch.Tensor, square: torch.Tensor, 
         return absolute
     if statistic == "square":
         return square
-    if statistic == "signed":
-        warnings.warn(SIGNED, stacklevel=4)
-        return signed.abs()
-    raise InputError(f"statistic must be 'absolute', 'square' or 'signed', got {statistic!r}")
+    warnings.warn(SIGNED, stacklevel=4)
+    return signed.abs()
 
 
 @criterion(
@@ -68,7 +88,16 @@ def _picked(signed: torch.Tensor, absolute: torch.Tensor, square: torch.Tensor, 
     source="Molchanov et al., CVPR 2019, arXiv:1906.10771 (on gates)",
 )
 def taylor(statistics: UnitStatistics, *, statistic: Statistic = "absolute") -> torch.Tensor:
-    """Plain Taylor importance: the mean over all people, those of unknown group included."""
+    """Plain Taylor importance: the mean over all people, those of unknown group included.
+
+    Raises:
+        ScoreError: statistics of the other pass, or element-wise ones of more than one group.
+    """
+    _check(statistics, statistic)
+    if statistics.elementwise is not None:
+        if statistics.names != (EVERYONE,):
+            raise ScoreError(OVER_EVERYONE)
+        return statistics.elementwise[0]
     total = _picked(
         statistics.sum.sum(0) + statistics.unknown_sum,
         statistics.absolute.sum(0) + statistics.unknown_absolute,

@@ -2,8 +2,8 @@
 q with k.
 
 ``q . k`` contracts over a head's dimensions without a parameter, so one operand (q) carries its gate. When head
-dimensions are
-closed the scale that ``scaled_dot_product_attention`` derives from the size must be the kept size's.
+dimensions are closed, the scale that ``scaled_dot_product_attention`` derives from the size, and the one that a module
+remembers, must be the kept size's.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ are last."""
 
 Call = tuple[str, int]
 """One ``scaled_dot_product_attention``: path of the innermost module around it, and how many that module ran before."""
+
+SCALE_NAMES = ("scale", "scaling", "scale_factor", "attn_scale", "softmax_scale", "norm_factor", "inv_norm_factor")
 
 MATMULS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm)
 
@@ -109,12 +111,34 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return mask.to(dtype)
 
 
+def kept_scales(owner: nn.Module, old_size: int, size: int) -> dict[str, float]:
+    """An attention module's scale attributes for another head size.
+
+    A scale of ``size ** -0.5`` or ``size ** 0.5`` is derived from the head size, as the one that
+    ``scaled_dot_product_attention`` takes by itself, and follows it; any other is a constant of the model.
+
+    Args:
+        owner: the module that owns the projections.
+        old_size: head size that its scale attributes were made for.
+        size: the new head size.
+    """
+    found: dict[str, float] = {}
+    for name in SCALE_NAMES:
+        value = owner.__dict__.get(name)
+        if isinstance(value, float):
+            for power in (-0.5, 0.5):
+                if old_size > 1 and math.isclose(value, old_size**power, rel_tol=1e-9):
+                    found[name] = size**power
+    return found
+
+
 @dataclass(frozen=True)
 class Contraction:
     """Where a projection's output is contracted with another activation, over head dimensions.
 
     Attributes:
-        producer: path of the projection whose output holds the queries.
+        producer: path of the projection whose output holds the queries, or of the norm over head dimensions that they
+            pass through.
         channels: int64, the output channels that are queries.
         call: which ``scaled_dot_product_attention`` this is, or ``None`` for a matrix product.
     """
@@ -203,7 +227,9 @@ class _Finder(TorchFunctionMode):
         first = operand[:1, ..., :1, :]
         if not torch.equal(operand, first.expand_as(operand)) or (first <= 0).any():
             return None
-        values = first.reshape(-1)
+        heads = first.flatten(0, -2)
+        # Numbers that a norm put there are the same in all heads.
+        values = heads[0] if (heads == heads[:1]).all() else heads.flatten()
         return values if values.unique().numel() == values.numel() and values.numel() > 1 else None
 
 
@@ -221,7 +247,12 @@ def _step(values: torch.Tensor) -> float:
 
 
 def find_contractions(
-    model: nn.Module, projections: Sequence[str], inputs: Any, forward_fn: ForwardFn | None = None
+    model: nn.Module,
+    projections: Sequence[str],
+    inputs: Any,
+    forward_fn: ForwardFn | None = None,
+    *,
+    norms: Sequence[str] = (),
 ) -> list[Contraction]:
     """Find where the outputs of attention projections are contracted with each other.
 
@@ -230,22 +261,25 @@ def find_contractions(
         projections: paths of the ``nn.Linear`` (or convolution) modules that produce queries, keys and values.
         inputs: example inputs in float64.
         forward_fn: how the model is called, if not plainly.
+        norms: paths of norms over the last dimension that queries may pass through; they then are the producers.
 
     Returns:
-        One entry per contraction found. Queries that pass through a norm or a rotation first are not recognised.
+        One entry per contraction found. Queries that pass through a rotation first are not recognised.
     """
     if not projections:
         return []
     bases: dict[str, tuple[int, int]] = {}
     handles: list[Any] = []
     start = 1
-    for path in projections:
-        module = model.get_submodule(path)
-        width = int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)  # type: ignore[arg-type]
+    for path in (*projections, *norms):
+        module: Any = model.get_submodule(path)
+        last = path in norms or isinstance(module, nn.Linear)
+        if path in norms:
+            width = int(module.normalized_shape[-1])
+        else:
+            width = int(module.out_features if last else module.out_channels)
         bases[path] = (start, width)
-        handles.append(
-            module.register_forward_hook(_numbering(start, width, channels_last=isinstance(module, nn.Linear)))
-        )
+        handles.append(module.register_forward_hook(_numbering(start, width, channels_last=last)))
         start += 2 * width
     finder = _Finder(bases)
     handles.extend(finder.frames.watch(model, [path for path, _ in model.named_modules()]))

@@ -15,7 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fair_prune_plugins.gates import norms
-from fair_prune_plugins.gates.attention import Call, Contraction, Frames, multihead_attention
+from fair_prune_plugins.gates.attention import Call, Contraction, Frames, kept_scales, multihead_attention
 from fair_prune_plugins.gates.structure import CoupledGroup, Site, close_roots
 
 
@@ -29,6 +29,7 @@ class Masks:
         norms: of channel-mixing norms.
         attentions: of ``nn.MultiheadAttention`` modules.
         head_sizes: kept head size per ``scaled_dot_product_attention``.
+        scales: scale attributes of attention modules for the kept head size, by module path and name.
     """
 
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class Masks:
     norms: dict[str, torch.Tensor] = field(default_factory=dict)
     attentions: dict[str, torch.Tensor] = field(default_factory=dict)
     head_sizes: dict[Call, int] = field(default_factory=dict)
+    scales: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def width_of(module: nn.Module, *, output: bool) -> int:
@@ -59,9 +61,20 @@ def width_of(module: nn.Module, *, output: bool) -> int:
     raise TypeError(f"{type(module).__name__} does not say how many {'output' if output else 'input'} channels it has")
 
 
+def width_at(model: nn.Module, site: Site, *, output: bool) -> int:
+    """Number of output or input channels of the module at a site; see :func:`width_of`."""
+    return width_of(model.get_submodule(site.path), output=output) if site.width is None else site.width
+
+
 def channel_dim(module: nn.Module) -> int:
-    """Dimension of the channels in a module's input and output: 1 for convolutions, last for everything else."""
-    return 1 if isinstance(module, nn.modules.conv._ConvNd) else -1
+    """Dimension of the channels in a module's input and output: 1 for convolutions, last for everything else.
+
+    A layer of the user's own with kernels of more than two dimensions is taken for a convolution; the proof says
+    whether that is right.
+    """
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return 1
+    return 1 if any(p.ndim > 2 for p in module.parameters(recurse=False)) else -1
 
 
 def masks_for(
@@ -89,8 +102,12 @@ def masks_for(
 
         def shut(table: dict[str, torch.Tensor], site: Site, *, output: bool, roots: torch.Tensor = roots) -> None:
             if site.path not in table:
-                table[site.path] = torch.ones(width_of(model.get_submodule(site.path), output=output), dtype=torch.bool)
-            table[site.path][site.channels[roots[site.roots]]] = False
+                table[site.path] = torch.ones(width_at(model, site, output=output), dtype=torch.bool)
+            gone = site.channels[roots[site.roots]]
+            if table is masks.norms:
+                table[site.path] &= ~norms.gone_channels(gone, len(table[site.path]))
+            else:
+                table[site.path][gone] = False
 
         for site in group.producers:
             if consumers_only:
@@ -103,14 +120,18 @@ def masks_for(
             shut(masks.inputs, site, output=False)
         for site in group.norms:
             shut(masks.norms, site, output=True)
+            if any(c.producer == site.path for c in contractions):  # its bias would be contracted
+                masks.outputs[site.path] = masks.norms[site.path]
         for site in group.attentions:
             shut(masks.attentions, site, output=True)
         if group.heads and group.units.name in closed:
             kept = int((~closed[group.units.name]).sum())
-            producers = {s.path for s in group.producers}
+            producers = {s.path for s in (*group.producers, *group.norms)}
             for c in contractions:
                 if c.call is not None and c.producer in producers:
                     masks.head_sizes[c.call] = kept
+            for path in {path.rpartition(".")[0] for path in group.heads}:
+                masks.scales[path] = kept_scales(model.get_submodule(path), group.units.size, kept)
     return masks
 
 
@@ -129,6 +150,8 @@ def closed_gates(model: nn.Module, masks: Masks) -> Iterator[None]:
             module = model.get_submodule(path)
             assert isinstance(module, nn.MultiheadAttention)
             stack.enter_context(replaced_forward(module, partial(_closed_attention, module, keep)))
+        for path, values in masks.scales.items():
+            stack.enter_context(_attributes(model.get_submodule(path), values))
         if masks.norms or masks.head_sizes:
             mode = _ClosedOperations(masks.head_sizes)
             for path, keep in masks.norms.items():
@@ -147,6 +170,16 @@ def _removing(handle: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _attributes(module: nn.Module, values: Mapping[str, float]) -> Iterator[None]:
+    before = {name: module.__dict__[name] for name in values}
+    module.__dict__.update(values)
+    try:
+        yield
+    finally:
+        module.__dict__.update(before)
 
 
 @contextmanager

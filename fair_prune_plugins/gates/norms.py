@@ -14,6 +14,24 @@ MIXING_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 """Module types (and their subclasses) whose statistics run over channels."""
 
 
+def gone_channels(indices: torch.Tensor, width: int) -> torch.Tensor:
+    """Which channels of a norm go with the indices that a coupled group removes.
+
+    A norm over a head's dimensions (of queries or keys) is one for all heads, and the host counts its channels as those
+    of the projection before it: head after head. One of its channels goes if it goes in every head that stays, so if it
+    is named more often than one that stays, which is named once for every head that goes.
+
+    Args:
+        indices: int64 channels that go, below ``width`` or below ``heads * width``.
+        width: channels of the norm; not all of them go.
+
+    Returns:
+        bool ``[width]``.
+    """
+    named = torch.bincount(indices % width, minlength=width)
+    return named > named.min()
+
+
 def layer_norm(
     x: torch.Tensor,
     normalized_shape: Sequence[int],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from fair_prune_plugins.gates.probing import misplaced_batches
 from fair_prune_plugins.gates.proof import EXACT, SINGLE_PRECISION, prove, randomised_copy
 from fair_prune_plugins.gates.removal import build_graph, channel_groups
 from fair_prune_plugins.gates.structure import OUTPUT, CoupledGroup, PruningSettings, UnitSet, members, read_groups
+from fair_prune_plugins.gates.unit_weights import unit_square, weight_parts
 
 NO_RUNNING_STATISTICS = (
     "{path} is a BatchNorm without running statistics: in eval mode it mixes the samples of a batch, so no sample "
@@ -155,7 +157,8 @@ class GatePlan:
         norms.
 
         Returns:
-            unit-set name to float64 ``[units]``.
+            unit-set name to float64 ``[units]``; NaN where all weights are of layers whose layout only a user's
+            customised pruner knows.
         """
         return {u.name: unit_weight_square(self.model, g, u) for g in self.prunable for u in g.unit_sets}
 
@@ -242,7 +245,9 @@ def build_plan(
     if projections and copied is None:
         copied = _twin(model, inputs, forward_fn, seed)
     if copied is not None:
-        contractions = find_contractions(copied[0], projections, copied[1], forward_fn)
+        norms = sorted({site.path for g in wanted if g.heads for site in g.norms})
+        norms = [path for path in norms if _over_last_dimension(model.get_submodule(path))]
+        contractions = find_contractions(copied[0], projections, copied[1], forward_fn, norms=norms)
     if prove_groups and copied is not None:
         twin, inputs, exact = copied
         misplaced = misplaced_batches(twin, sorted(members(wanted) & _module_paths(model)), inputs, forward_fn)
@@ -274,6 +279,10 @@ def _refuse_tied(group: CoupledGroup, tied: Mapping[str, str]) -> CoupledGroup:
         if site.path in tied:
             return group.with_verdict("unsupported", None, TIED.format(one=site.path, other=tied[site.path]))
     return group
+
+
+def _over_last_dimension(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.LayerNorm | nn.RMSNorm)
 
 
 def _module_paths(model: nn.Module) -> set[str]:
@@ -355,37 +364,7 @@ def unit_weight_square(model: nn.Module, group: CoupledGroup, units: UnitSet) ->
     """Sum of squared weights of every unit of a coupled group, float64 ``[units]``; see
     :meth:`GatePlan.weight_square`.
     """
-    total = torch.zeros(group.channels, dtype=torch.float64)
-    for sites, output in ((group.producers, True), (group.consumers, False)):
-        for site in sites:
-            per_channel = _per_channel_square(model.get_submodule(site.path), output=output)
-            total.index_add_(0, site.roots, per_channel[site.channels])
-    for site in group.attentions:
-        module = model.get_submodule(site.path)
-        assert isinstance(module, nn.MultiheadAttention)
-        weight = module.in_proj_weight.detach().double().square().cpu()
-        out = module.out_proj.weight.detach().double().square().cpu()
-        per_channel = weight.sum(0) + weight.reshape(3, module.embed_dim, -1).sum((0, 2)) + out.sum(0) + out.sum(1)
-        total.index_add_(0, site.roots, per_channel[site.channels])
-    return torch.zeros(units.size, dtype=torch.float64).index_add_(0, units.of_root, total)
-
-
-def _per_channel_square(module: nn.Module, *, output: bool) -> torch.Tensor:
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor):
-        return torch.zeros(0, dtype=torch.float64)
-    weight = weight.detach()
-    if isinstance(module, nn.Embedding):
-        return _square_sum(weight, (0,))
-    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-    groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
-    if output is transposed:  # the wanted channels lie along dimension 1, once per conv group
-        split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-        return _square_sum(split, (1, 3)).reshape(-1)
-    return _square_sum(weight.flatten(1), (1,))
-
-
-def _square_sum(weight: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
-    """Sum of squares over some dimensions, float64 on the CPU, without a copy of the weight."""
-    norm: torch.Tensor = torch.linalg.vector_norm(weight, dim=dims)
-    return norm.double().square().cpu()
+    try:
+        return unit_square(weight_parts(model, group, units), model)
+    except UnsupportedModelError:  # only layers with customised pruners, whose weights' layout is not known
+        return torch.full((units.size,), math.nan, dtype=torch.float64)

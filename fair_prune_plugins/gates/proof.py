@@ -27,7 +27,8 @@ from fair_prune_plugins.gates.attention import Contraction
 from fair_prune_plugins.gates.calling import ForwardFn, call, output_tensors
 from fair_prune_plugins.gates.closing import Masks, closed_gates, masks_for, with_first_input
 from fair_prune_plugins.gates.norms import MIXING_NORMS
-from fair_prune_plugins.gates.removal import remove, update_attention_owners
+from fair_prune_plugins.gates.removal import HEAD_ATTRIBUTES, remove, update_attention_owners
+from fair_prune_plugins.gates.static_sizes import with_sizes
 from fair_prune_plugins.gates.structure import CoupledGroup
 
 EXACT = 1e-9
@@ -176,7 +177,7 @@ def removed_copy(
                 assert isinstance(layer, nn.Linear)
                 before[layer] = (heads, group.units.size)
                 after.append((layer, kept_heads, kept_size))
-    update_attention_owners(twin, after, before)
+    update_attention_owners(twin, after, before, [size for group in groups for size in group.sizes])
 
 
 def compare(
@@ -352,8 +353,14 @@ def prove(
             return []
         return sound
 
+    def agrees(group: CoupledGroup) -> bool:
+        verdict = compared([group])
+        return verdict.error is not None and verdict.error <= exact
+
     candidates = [g for g in groups if any(u.name in draws[0] for u in g.unit_sets)]
     if candidates:
+        kept_elsewhere = {path.rpartition(".")[0]: HEAD_ATTRIBUTES for g in candidates for path in g.heads}
+        candidates = with_sizes(model, inputs, candidates, agrees, forward_fn, kept_elsewhere)
         silent = settle(candidates)
         for draw in range(REDRAWS):
             names = unfelt(model, inputs, silent, forward_fn, UNFELT * exact)

@@ -8,7 +8,7 @@ silently, and ``nn.RMSNorm`` has no pruner at all. The two here replace them whe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,11 @@ from torch_pruning import ops
 from torch_pruning.pruner.function import BasePruningFunc
 
 from fair_prune_plugins.errors import UnsupportedModelError
+from fair_prune_plugins.gates.attention import kept_scales
 from fair_prune_plugins.gates.calling import ForwardFn, output_tensors
+from fair_prune_plugins.gates.norms import gone_channels
+from fair_prune_plugins.gates.static_sizes import update_sizes
+from fair_prune_plugins.gates.structure import SizeAttribute
 
 NO_GRAPH = (
     "Torch-Pruning cannot read the model's structure: {error}. It traces autograd through ordinary layers and tensor "
@@ -28,17 +32,28 @@ NO_GRAPH = (
 HEAD_COUNT_NAMES = ("num_heads", "n_heads", "n_head", "heads", "nhead", "num_attention_heads")
 HEAD_SIZE_NAMES = ("head_dim", "dim_head", "head_size", "attention_head_size", "d_head")
 INNER_SIZE_NAMES = ("inner_dim", "attn_dim", "all_head_size")
+HEAD_ATTRIBUTES = (*HEAD_COUNT_NAMES, *HEAD_SIZE_NAMES, *INNER_SIZE_NAMES)
 
 
 class LastDimensionNormPruner(BasePruningFunc):  # type: ignore[misc]
-    """Prunes a norm over the last dimension (``nn.LayerNorm``, ``nn.RMSNorm``), keeping the order of what stays."""
+    """Prunes a norm over the last dimension (``nn.LayerNorm``, ``nn.RMSNorm``), keeping the order of what stays.
+
+    Args:
+        head_norms: norms over head dimensions; their width does not say how many channels may go.
+    """
 
     TARGET_MODULES = (nn.LayerNorm, nn.RMSNorm)
 
+    def __init__(self, head_norms: Iterable[nn.Module] = ()) -> None:
+        super().__init__()
+        self.head_norms = set(head_norms)
+
     def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> nn.Module:
-        """Drop ``idxs`` from the last normalised dimension."""
-        gone = set(idxs)
-        keep = [i for i in range(layer.normalized_shape[-1]) if i not in gone]
+        """Drop ``idxs`` from the last normalised dimension; of a norm over head dimensions, see
+        :func:`~fair_prune_plugins.gates.norms.gone_channels`.
+        """
+        gone = gone_channels(torch.tensor(idxs, dtype=torch.int64), int(layer.normalized_shape[-1]))
+        keep = (~gone).nonzero().flatten().tolist()
         for name in ("weight", "bias"):
             parameter = getattr(layer, name, None)
             if parameter is not None:
@@ -48,25 +63,40 @@ class LastDimensionNormPruner(BasePruningFunc):  # type: ignore[misc]
 
     prune_in_channels = prune_out_channels
 
-    def get_out_channels(self, layer: Any) -> int:
-        """Size of the last normalised dimension."""
-        return int(layer.normalized_shape[-1])
+    def get_out_channels(self, layer: Any) -> int | None:
+        """Size of the last normalised dimension; ``None`` for norms over head dimensions."""
+        return None if layer in self.head_norms else int(layer.normalized_shape[-1])
 
-    def get_in_channels(self, layer: Any) -> int:
-        """Size of the last normalised dimension."""
-        return int(layer.normalized_shape[-1])
+    get_in_channels = get_out_channels
 
 
 def with_norm_pruners(model: nn.Module, customized: Mapping[Any, BasePruningFunc] | None) -> dict[Any, BasePruningFunc]:
     """The user's customised pruners, plus ours for every LayerNorm and RMSNorm type in the model that they leave alone.
 
-    The host looks pruners up by exact class, so subclasses (channels-first LayerNorms) are registered one by one.
+    The host looks pruners up by exact class, so subclasses (channels-first LayerNorms) are registered one by one. Ours
+    are made anew if they are there, because they know modules of the model that they were made for.
     """
     pruners = dict(customized or {})
+    ours = LastDimensionNormPruner(
+        child for module in model.modules() for child in module.children() if is_head_norm(module, child)
+    )
     for module in model.modules():
-        if isinstance(module, LastDimensionNormPruner.TARGET_MODULES) and type(module) not in pruners:
-            pruners[type(module)] = LastDimensionNormPruner()
+        known = pruners.get(type(module))
+        if isinstance(module, LastDimensionNormPruner.TARGET_MODULES) and (
+            known is None or type(known) is LastDimensionNormPruner
+        ):
+            pruners[type(module)] = ours
     return pruners
+
+
+def is_head_norm(owner: nn.Module, norm: nn.Module) -> bool:
+    """Whether ``norm`` is one over the head dimensions of the attention ``owner``, by the sizes that it remembers."""
+    if not isinstance(norm, LastDimensionNormPruner.TARGET_MODULES):
+        return False
+    heads = next((n for name in HEAD_COUNT_NAMES if type(n := getattr(owner, name, None)) is int), 1)
+    width = norm.normalized_shape[-1]
+    widths = {layer.out_features for layer in owner.children() if isinstance(layer, nn.Linear)}
+    return heads > 1 and width not in widths and any(heads * width in (w, w // 3) for w in widths)
 
 
 def traceable_outputs(outputs: Any) -> list[torch.Tensor]:
@@ -162,9 +192,13 @@ def remove(graph: tp.DependencyGraph, group: Any) -> None:
 
 
 def update_attention_owners(
-    model: nn.Module, layers: Sequence[tuple[nn.Linear, int, int]], before: Mapping[nn.Linear, tuple[int, int]]
+    model: nn.Module,
+    layers: Sequence[tuple[nn.Linear, int, int]],
+    before: Mapping[nn.Linear, tuple[int, int]],
+    sizes: Sequence[SizeAttribute] = (),
 ) -> None:
-    """Tell the modules that own attention projections their new head count and sizes.
+    """Tell the modules that own attention projections their new head count, sizes and scale, and all others the widths
+    that they remember.
 
     Attention modules keep these as plain attributes and reshape by them, so a pruned projection alone breaks their
     forward.
@@ -173,6 +207,7 @@ def update_attention_owners(
         model: the pruned model.
         layers: ``(projection, heads, head size)`` after pruning.
         before: ``(heads, head size)`` of each projection before.
+        sizes: numbers that follow widths of layers, of all coupled groups that were pruned.
     """
     owners = {child: module for module in model.modules() for child in module.children()}
     for layer, heads, size in layers:
@@ -189,3 +224,6 @@ def update_attention_owners(
                 value = owner.__dict__.get(name)
                 if isinstance(value, int) and not isinstance(value, bool) and value == old:
                     setattr(owner, name, new)
+        for name, value in kept_scales(owner, old_size, size).items():
+            setattr(owner, name, value)
+    update_sizes(model, sizes)

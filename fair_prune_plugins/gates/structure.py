@@ -17,6 +17,7 @@ from torch import nn
 from torch_pruning import ops
 
 from fair_prune_plugins.errors import UnsupportedModelError
+from fair_prune_plugins.gates.enumeration import roots_to_avoid
 from fair_prune_plugins.gates.norms import MIXING_NORMS
 
 Status = Literal["exact", "approximate", "unsupported", "unproved"]
@@ -40,16 +41,35 @@ class Site:
         path: module path, or parameter name.
         channels: int64 ``[k]``, indices into that module's input or output channels.
         roots: int64 ``[k]``, the root channel each of them follows.
+        width: number of input or output channels, as a user's customised pruner counts them; ``None`` for all others.
     """
 
     path: str
     channels: torch.Tensor
     roots: torch.Tensor
+    width: int | None = None
 
     def within(self, channels: torch.Tensor) -> Site:
         """The site's part among ``channels``."""
         here = torch.isin(self.channels, channels)
-        return Site(self.path, self.channels[here], self.roots[here])
+        return replace(self, channels=self.channels[here], roots=self.roots[here])
+
+
+@dataclass(frozen=True)
+class SizeAttribute:
+    """A plain number that a module remembers and that is the width of a layer.
+
+    Attributes:
+        path: path of the module that remembers it.
+        name: its attribute; ``config.name`` for a number of the module's configuration object.
+        layer: path of the layer whose width it is.
+        of_output: whether it is the layer's number of output channels, or of input channels.
+    """
+
+    path: str
+    name: str
+    layer: str
+    of_output: bool
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,7 @@ class CoupledGroup:
         reaches_output: the channels arrive at an output of the model without a consumer.
         ignored: the user asked to leave it alone.
         frozen: members whose parameters do not require a gradient.
+        sizes: plain numbers elsewhere in the model that follow the width of its members.
         status: whether closing is equal to removing.
         error: largest relative difference that the proof found, between closed and removed or between closed everywhere
             and closed at the consumers; ``None`` without one.
@@ -112,6 +133,7 @@ class CoupledGroup:
     reaches_output: bool = False
     ignored: bool = False
     frozen: tuple[str, ...] = ()
+    sizes: tuple[SizeAttribute, ...] = ()
     status: Status = "exact"
     error: float | None = None
     reason: str = ""
@@ -141,6 +163,10 @@ class CoupledGroup:
     def with_verdict(self, status: Status, error: float | None, reason: str = "") -> CoupledGroup:
         """The same group with another verdict of the proof."""
         return replace(self, status=status, error=error, reason=reason)
+
+    def judged_like(self, earlier: CoupledGroup) -> CoupledGroup:
+        """The same group with what a proof found out about it before it was pruned."""
+        return replace(self, sizes=earlier.sizes, status=earlier.status, error=earlier.error, reason=earlier.reason)
 
 
 @dataclass(frozen=True)
@@ -172,7 +198,8 @@ def root_key(path: str, is_output: bool) -> str:
 def host_groups(graph: tp.DependencyGraph, settings: PruningSettings) -> Iterator[Any]:
     """All host groups as its pruners rank them: attention groups re-rooted at a consumer, as the host does."""
     types = tuple(settings.root_module_types)
-    for group in graph.get_all_groups(root_module_types=types):
+    endless = roots_to_avoid(graph, types, settings.ignored_layers)
+    for group in graph.get_all_groups(ignored_layers=endless, root_module_types=types):
         if attention_layers(graph, group, settings):
             downstream = None
             for dep, idxs in group:
@@ -257,7 +284,12 @@ def read_group(graph: tp.DependencyGraph, group: Any, settings: PruningSettings)
             reason = f"the host cannot say which of {name}'s channels follow which"
             continue
         sites[role].append(
-            Site(name, torch.tensor(item.idxs, dtype=torch.int64), torch.tensor(item.root_idxs, dtype=torch.int64))
+            Site(
+                name,
+                torch.tensor(item.idxs, dtype=torch.int64),
+                torch.tensor(item.root_idxs, dtype=torch.int64),
+                _customised_width(graph, node, out) if role in ("producers", "consumers") else None,
+            )
         )
         own = [module] if isinstance(module, nn.Parameter) else list(module.parameters())
         if own and not any(p.requires_grad for p in own):
@@ -324,6 +356,13 @@ def _role(graph: tp.DependencyGraph, node: Any, module: Any, out: bool) -> str |
         # Depthwise convolutions and embeddings hold weights per channel; BatchNorm and PReLU act on each channel alone.
         return "producers" if isinstance(module, nn.modules.conv._ConvNd | nn.Embedding) else None
     return "producers" if out else "consumers"
+
+
+def _customised_width(graph: tp.DependencyGraph, node: Any, out: bool) -> int | None:
+    """What a user's pruner says of the width of a layer of its own type; ``None`` for all other layers."""
+    if type(node.module) not in graph.CUSTOMIZED_PRUNERS:
+        return None
+    return int(graph.get_out_channels(node) if out else graph.get_in_channels(node))
 
 
 def close_roots(group: CoupledGroup, closed: Mapping[str, torch.Tensor]) -> torch.Tensor:

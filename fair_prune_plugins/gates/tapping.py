@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fair_prune_plugins.gates.attention import multihead_attention
-from fair_prune_plugins.gates.closing import channel_dim, replaced_forward, width_of, with_first_input
+from fair_prune_plugins.gates.closing import channel_dim, replaced_forward, width_at, with_first_input
 from fair_prune_plugins.gates.plan import GatePlan
 from fair_prune_plugins.gates.structure import CoupledGroup, Site
 
@@ -90,14 +90,24 @@ class GateMeter:
         for site in group.attentions:
             self._extend(self._attentions, group, site, output=True)
         producers = {s.path: s for s in group.producers}
+        norms = {s.path: s for s in group.norms}
         for contraction in self.plan.contractions:
             if contraction.producer in producers:
                 site = producers[contraction.producer].within(contraction.channels)
                 self._extend(self._outputs, group, site, output=True)
+            elif contraction.producer in norms:
+                # A norm over head dimensions is one for all heads: its channels say nothing about single heads.
+                site = norms[contraction.producer].within(contraction.channels)
+                one = len(site.channels) < len(norms[contraction.producer].channels)
+                self._extend(self._outputs, group, site, output=True, whole_heads=not one)
 
-    def _extend(self, table: dict[str, list[_Route]], group: CoupledGroup, site: Site, *, output: bool) -> None:
-        width = width_of(self.plan.model.get_submodule(site.path), output=output)
+    def _extend(
+        self, table: dict[str, list[_Route]], group: CoupledGroup, site: Site, *, output: bool, whole_heads: bool = True
+    ) -> None:
+        width = width_at(self.plan.model, site, output=output)
         for units in group.unit_sets:
+            if units.kind == "heads" and not whole_heads:
+                continue
             offset, _ = self.columns[units.name]
             table.setdefault(site.path, []).extend(_routes(site.channels, units.of_root[site.roots], offset, width))
 

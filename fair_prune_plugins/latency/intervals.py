@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -86,5 +85,7 @@ def interval(resampled: FloatArray, rounds: int, confidence: float) -> tuple[flo
 
 def expanded_tail(rounds: int, confidence: float) -> float:
     """Tail of the resampled values to cut on each side: ``Phi(-sqrt(R / (R - 1)) t)``, ``t`` with ``R - 1`` degrees."""
+    from scipy import special  # an extra: the rest of this package works without
+
     t = special.stdtrit(rounds - 1, 0.5 + confidence / 2)
     return float(special.ndtr(-math.sqrt(rounds / (rounds - 1)) * t))

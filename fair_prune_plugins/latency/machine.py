@@ -8,9 +8,7 @@ import platform
 from dataclasses import dataclass
 from typing import Any
 
-import onnxruntime
-
-from fair_prune_plugins.onnx.metadata import package_versions
+from fair_prune_plugins.latency.extras import need
 
 PACKAGES = ("fair-prune-plugins", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch")
 
@@ -63,12 +61,21 @@ class Machine:
     def statement(self) -> str:
         """The machine in one line."""
         cores = f"{self.usable_cores} of {self.cores} cores usable"
-        runtime = f"ONNX Runtime {self.packages.get('onnxruntime', onnxruntime.__version__)}"
+        runtime = f"ONNX Runtime {self.packages.get('onnxruntime', self.packages.get('onnxruntime-gpu', ''))}".rstrip()
         return f"{self.cpu} ({self.architecture}), {cores}, {self.system}, {runtime}"
 
 
 def describe_machine() -> Machine:
-    """Describe this machine: CPU, flags, cores, system, versions, providers."""
+    """Describe this machine: CPU, flags, cores, system, versions, providers.
+
+    Raises:
+        MissingDependencyError: onnx or onnxruntime is not installed.
+    """
+    need("onnx", "onnxruntime", purpose="describe what models are timed on")
+    import onnxruntime
+
+    from fair_prune_plugins.onnx.metadata import package_versions
+
     cpu, flags = _cpu()
     affinity = getattr(os, "sched_getaffinity", None)
     cores = os.cpu_count()

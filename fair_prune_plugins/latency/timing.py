@@ -13,39 +13,29 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx
-import onnxruntime
 from tqdm import tqdm
 
 from fair_prune_plugins.errors import InputError
+from fair_prune_plugins.latency.extras import need
+from fair_prune_plugins.latency.feeding import Array, feed
 from fair_prune_plugins.latency.intervals import Estimate, FloatArray, draw_rounds, interval, resampled_quantiles
-from fair_prune_plugins.latency.layout import Layout, fast_layout
+from fair_prune_plugins.latency.layout import ConvLayer, Layout, fast_layout
 from fair_prune_plugins.latency.machine import Machine, describe_machine
 from fair_prune_plugins.latency.report import NOISY, PERCENTILES, LatencyReport, ModelLatency
-from fair_prune_plugins.onnx.parity import external_files
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import onnxruntime
 
 CPU = "CPUExecutionProvider"
 
 ENOUGH_FOR_P99 = 100
 RESAMPLES = 1000
 
-TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-    "tensor(bool)": np.bool_,
-}
-"""What ONNX Runtime calls the types of inputs."""
+NAMED = 8
+"""Slow convolutions that a note names; the report holds all of them."""
 
 NO_MODELS = "there is no model to time; pass a mapping of names to ONNX files, e.g. {'dense': 'dense.onnx'}"
 NOT_POSITIVE = "{name} must be {what}, got {got!r}"
@@ -55,14 +45,6 @@ PROVIDER_UNUSED = (
     "ONNX Runtime took {got} instead of {provider!r} for {model!r}; the provider is installed but does not work"
 )
 NOT_LOADED = "ONNX Runtime cannot load {model!r} ({path}): {error}"
-OPEN_SHAPE = (
-    "{model!r} leaves more than the batch open in its input {name!r} {shape}; pass inputs= with the size to time"
-)
-NOT_DRAWN = "{model!r} takes {kind} as its input {name!r}, for which no values can be made up; pass inputs="
-FIXED_BATCH = "{model!r} has a fixed batch of {got} in its input {name!r}, which is not batch_size={batch_size}"
-SEVERAL_INPUTS = "{model!r} has the inputs {names}; pass inputs= as a mapping of names to arrays"
-MISSING_INPUTS = "inputs= has no {missing} for {model!r}; it has {have}"
-NO_ROWS = "the input {name!r} must have samples in dimension 0, got shape {shape}"
 DOES_NOT_RUN = "{model!r} does not run on its inputs: {error}"
 
 
@@ -109,7 +91,11 @@ def benchmark(
 
     Raises:
         InputError: an argument, file or input that is not usable; the message says which and what to do.
+        MissingDependencyError: onnx, onnxruntime or scipy is not installed.
     """
+    need("onnx", "onnxruntime", "scipy")
+    import onnxruntime
+
     if not models:
         raise InputError(NO_MODELS)
     names = list(models)
@@ -134,7 +120,7 @@ def benchmark(
     calls: dict[str, Callable[[], object]] = {}
     for name, path in paths.items():
         session = _session(name, path, threads, provider)
-        calls[name] = _call(session, _feed(name, session, inputs, batch_size, made_up))
+        calls[name] = _call(session, feed(name, session, inputs, batch_size, made_up))
         try:
             calls[name]()
         except Exception as error:  # onnxruntime's exceptions share no public base class
@@ -326,13 +312,20 @@ def _notes(
         if dense is not None and share is not None and share < dense and model.layout is not None:
             notes.append(
                 f"{len(model.layout.slow)} of {model.layout.total} convolutions of {model.name} run outside the fast "
-                "layout; a multiple of 4 (round_to) keeps convolutions in ONNX Runtime's fast CPU layout, 16 is faster "
-                "where the width allows"
+                f"layout: {_listed(model.layout.slow)}; widths that ONNX Runtime rewards (round_to='auto') keep them "
+                "in it"
             )
     return tuple(notes)
 
 
+def _listed(layers: Sequence[ConvLayer]) -> str:
+    told = ", ".join(str(layer) for layer in layers[:NAMED])
+    return told if len(layers) <= NAMED else f"{told} and {len(layers) - NAMED} more"
+
+
 def _session(name: str, path: Path, threads: int, provider: str) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
     if not path.is_file():
         raise InputError(f"there is no ONNX file {path} for {name!r}")
     options = onnxruntime.SessionOptions()
@@ -356,50 +349,11 @@ def _call(session: onnxruntime.InferenceSession, feed: dict[str, Array]) -> Call
     return lambda: session.run(None, feed)
 
 
-def _feed(
-    model: str,
-    session: onnxruntime.InferenceSession,
-    inputs: Array | Mapping[str, Array] | None,
-    batch_size: int,
-    rng: np.random.Generator,
-) -> dict[str, Array]:
-    wanted = {value.name: value for value in session.get_inputs()}
-    for name, value in wanted.items():
-        if value.shape and isinstance(value.shape[0], int) and value.shape[0] != batch_size:
-            if isinstance(inputs, Mapping) and name in inputs and list(np.shape(inputs[name])) == value.shape:
-                continue  # an input without a batch, given whole
-            raise InputError(FIXED_BATCH.format(model=model, got=value.shape[0], name=name, batch_size=batch_size))
-    if inputs is None:
-        return {name: _drawn(model, value, batch_size, rng) for name, value in wanted.items()}
-    if not isinstance(inputs, Mapping):
-        if len(wanted) != 1:
-            raise InputError(SEVERAL_INPUTS.format(model=model, names=list(wanted)))
-        inputs = dict.fromkeys(wanted, inputs)
-    missing = sorted(set(wanted) - set(inputs))
-    if missing:
-        raise InputError(MISSING_INPUTS.format(missing=missing, model=model, have=sorted(inputs)))
-    return {name: _taken(name, value, np.asarray(inputs[name]), batch_size) for name, value in wanted.items()}
-
-
-def _drawn(model: str, value: Any, batch_size: int, rng: np.random.Generator) -> Array:
-    if value.type not in ("tensor(float)", "tensor(double)", "tensor(float16)"):
-        raise InputError(NOT_DRAWN.format(model=model, kind=value.type, name=value.name))
-    if not all(isinstance(size, int) for size in value.shape[1:]):
-        raise InputError(OPEN_SHAPE.format(model=model, name=value.name, shape=value.shape))
-    shape = (batch_size, *value.shape[1:]) if value.shape else ()
-    return rng.standard_normal(shape).astype(TYPES[value.type])
-
-
-def _taken(name: str, value: Any, samples: Array, batch_size: int) -> Array:
-    kind = TYPES.get(value.type, samples.dtype)
-    if list(samples.shape) != value.shape:  # an input of exactly the file's shape has no open batch
-        if samples.ndim == 0 or not len(samples):
-            raise InputError(NO_ROWS.format(name=name, shape=samples.shape))
-        samples = samples[np.arange(batch_size) % len(samples)]
-    return np.ascontiguousarray(samples, dtype=kind)
-
-
 def _size(path: Path) -> int:
+    import onnx
+
+    from fair_prune_plugins.onnx.parity import external_files
+
     sidecars = external_files(onnx.load(str(path), load_external_data=False))
     return path.stat().st_size + sum((path.parent / name).stat().st_size for name in sidecars)
 

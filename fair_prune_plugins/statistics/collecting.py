@@ -100,7 +100,7 @@ def collect(
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     totals = _Totals(meter.width)
     total = len(loader) if isinstance(loader, Sized) else None
-    with preserved(model), meter.attached(), _repeatable(device):
+    with preserved(model), meter.attached(), repeatable(device):
         model.eval()
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -149,7 +149,7 @@ def _measure(
         with torch.inference_mode(False), torch.enable_grad():
             meter.start(samples, device)
             try:
-                loss = total_loss(_outputs(plan, inputs, batch))
+                loss = total_loss(outputs_of(plan, inputs, batch))
                 # Only as far as the gates: inputs and a loss's own parameters keep their .grad.
                 (reached,) = torch.autograd.grad(loss, meter.anchor, allow_unused=True)
             except RuntimeError as error:
@@ -162,7 +162,12 @@ def _measure(
         return meter.finish()
 
 
-def _outputs(plan: GatePlan, inputs: Any, batch: int) -> Any:
+def outputs_of(plan: GatePlan, inputs: Any, batch: int) -> Any:
+    """What the model returns.
+
+    Raises:
+        InputError: it fails.
+    """
     try:
         return call(plan.model, inputs, plan.forward_fn)
     except FairPruneError:
@@ -176,7 +181,7 @@ def _outputs(plan: GatePlan, inputs: Any, batch: int) -> Any:
 
 
 @contextmanager
-def _repeatable(device: torch.device) -> Iterator[None]:
+def repeatable(device: torch.device) -> Iterator[None]:
     """The same numbers on every run on a GPU; torch warns where an operation of the model has no repeatable form."""
     if device.type != "cuda":
         yield
@@ -235,9 +240,6 @@ def _finished(plan: GatePlan, meter: GateMeter, totals: _Totals, reader: GroupRe
     rows = [i + 1 for i in order] + [0]
     squares = plan.weight_square()
     weight_square = torch.cat([squares[name] for name in meter.columns])
-    notes = []
-    if plan.frozen:
-        notes.append(f"frozen layers are among what can be pruned: {', '.join(plan.frozen)}")
     statistics = GateStatistics(
         "no attribute" if reader is None else reader.attribute,
         names,
@@ -249,11 +251,21 @@ def _finished(plan: GatePlan, meter: GateMeter, totals: _Totals, reader: GroupRe
         totals.square[rows],
         weight_square,
         model_checksum(plan.model),
-        notes,
+        frozen_note(plan),
     )
+    say_small_groups(statistics, reader)
+    return statistics
+
+
+def frozen_note(plan: GatePlan) -> list[str]:
+    """A note on frozen layers for the statistics to carry, if there are any."""
+    return [f"frozen layers are among what can be pruned: {', '.join(plan.frozen)}"] if plan.frozen else []
+
+
+def say_small_groups(statistics: GateStatistics, reader: GroupReader | None) -> None:
+    """Log how large the groups are, where some are too small to judge or people are in none."""
     if reader is not None and (statistics.unknown or min(statistics.counts.values(), default=0) < SMALL_GROUP):
         logger.warning("%s", statistics.statement())
-    return statistics
 
 
 def _first_bad(values: torch.Tensor, meter: GateMeter) -> str:

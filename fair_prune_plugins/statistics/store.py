@@ -1,4 +1,4 @@
-"""What one pass leaves behind: per sensitive group and unit, four additive numbers."""
+"""What one pass leaves behind: per sensitive group and unit, additive numbers of gates, or the weights' importance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVERYONE = "everyone"
 FORMAT = 1
 
 STATES = ("people", "weight", "sum", "absolute", "square")
-"""All states; each adds up over batches, files and ranks."""
+"""The states that add up over batches, files and ranks."""
 
 OTHER_UNITS = (
     "these statistics are of other units: {here} against {there}; they can be merged only if the model had "
@@ -30,6 +30,10 @@ OTHER_ATTRIBUTE = "these statistics are by {here!r} and by {there!r}; merge stat
 OTHER_MODEL = (
     "these statistics are of different states of the model (checksums {here} and {there}); collect both on the same "
     "weights"
+)
+NOT_ADDITIVE = (
+    "element-wise statistics do not add up: the gradients of a group are summed before they are squared. Collect them "
+    "in one pass over all the data"
 )
 NOT_STATISTICS = "{path} holds no gate statistics: {why}"
 
@@ -50,8 +54,9 @@ class UnitStatistics:
         unknown_square: ``[U]`` as ``square``.
         weight_square: ``[U]`` sum of the squared weights of the unit, for criteria without data.
         dense: the same of the dense model, where pruning goes in steps and whoever asks kept them; only its groups
-        matter, its
-            units are the dense model's.
+            matter, its units are the dense model's.
+        elementwise: ``[G, U]`` sum over the unit's weights of (weight x gradient of the group's mean loss) squared,
+            from :func:`~fair_prune_plugins.statistics.collect_elementwise`; then the states of gates above are NaN.
     """
 
     names: tuple[str, ...]
@@ -65,15 +70,16 @@ class UnitStatistics:
     unknown_square: torch.Tensor
     weight_square: torch.Tensor
     dense: UnitStatistics | None = None
+    elementwise: torch.Tensor | None = None
 
 
 @dataclass
 class GateStatistics:
     """Per sensitive group and gate: people, weight, and the sums of s, |s| and s squared.
 
-    Rows are the groups in ``names`` and, last, the people whose group is unknown. All states add up, so statistics
-    of disjoint
-    data merge, and a distributed run is one all-reduce.
+    Rows are the groups in ``names`` and, last, the people whose group is unknown. These states add up, so statistics
+    of disjoint data merge, and a distributed run is one all-reduce. Element-wise statistics do not: a group's gradients
+    are summed before they are squared.
 
     Attributes:
         attribute: what the groups are groups of.
@@ -84,6 +90,9 @@ class GateStatistics:
         sum: float64 ``[G + 1, columns]``; so are ``absolute`` and ``square``.
         weight_square: float64 ``[columns]``; a property of the model, not of the data.
         checksum: of the model that was measured.
+        notes: what a reader should know.
+        elementwise: float64 ``[G, columns]``, see :class:`UnitStatistics`; ``None`` where gates were measured, which
+            are NaN otherwise.
     """
 
     attribute: str
@@ -97,6 +106,7 @@ class GateStatistics:
     weight_square: torch.Tensor
     checksum: str = ""
     notes: list[str] = field(default_factory=list)
+    elementwise: torch.Tensor | None = None
 
     @classmethod
     def empty(
@@ -141,6 +151,7 @@ class GateStatistics:
             self.absolute[-1, part],
             self.square[-1, part],
             self.weight_square[part],
+            elementwise=None if self.elementwise is None else self.elementwise[:, part],
         )
 
     @property
@@ -161,8 +172,11 @@ class GateStatistics:
         """The statistics of both data sets together; groups that only one of them has are kept.
 
         Raises:
-            InputError: other units, another sensitive attribute, or another state of the model.
+            InputError: other units, another sensitive attribute, another state of the model, or element-wise
+                statistics.
         """
+        if self.elementwise is not None or other.elementwise is not None:
+            raise InputError(NOT_ADDITIVE)
         if self.columns != other.columns:
             raise InputError(OTHER_UNITS.format(here=_sizes(self.columns), there=_sizes(other.columns)))
         if self.attribute != other.attribute:
@@ -191,6 +205,9 @@ class GateStatistics:
         at = [list(names).index(n) for n in self.names] + [len(names)]
         for state in STATES:
             getattr(result, state)[at] = getattr(self, state)
+        if self.elementwise is not None:
+            result.elementwise = torch.zeros(len(names), self.elementwise.shape[1], dtype=torch.float64)
+            result.elementwise[at[:-1]] = self.elementwise
         result.notes = list(self.notes)
         return result
 
@@ -201,9 +218,13 @@ class GateStatistics:
         CPU and GPU backends.
 
         Raises:
-            InputError: the ranks measured different units, attributes or states of the model; raised on every rank.
+            InputError: the ranks measured different units, attributes or states of the model, raised on every rank; or
+                element-wise statistics.
         """
         from torch import distributed as dist
+
+        if self.elementwise is not None:
+            raise InputError(NOT_ADDITIVE)
 
         gathered: list[Any] = [None] * dist.get_world_size(process_group)
         mine = (self.names, self.columns, self.attribute, self.checksum, self.notes)
@@ -240,7 +261,8 @@ class GateStatistics:
             "checksum": self.checksum,
             "notes": self.notes,
         }
-        arrays = {s: getattr(self, s).numpy() for s in (*STATES, "weight_square")}
+        stored = [s for s in (*STATES, "weight_square", "elementwise") if getattr(self, s) is not None]
+        arrays = {s: getattr(self, s).numpy() for s in stored}
         temporary = path.with_name(path.name + ".part")
         with temporary.open("wb") as file:
             np.savez(file, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)
@@ -257,7 +279,8 @@ class GateStatistics:
             # Opened here, because numpy leaves a damaged file open.
             with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 header = json.loads(bytes(file["header"]).decode())
-                tensors = {s: torch.from_numpy(file[s].copy()) for s in (*STATES, "weight_square")}
+                stored = (*STATES, "weight_square", *(s for s in ("elementwise",) if s in file.files))
+                tensors = {s: torch.from_numpy(file[s].copy()) for s in stored}
         except FileNotFoundError:
             raise InputError(NOT_STATISTICS.format(path=path, why="there is no such file")) from None
         except Exception as error:

@@ -1,5 +1,9 @@
 """The adapter for Torch-Pruning: importance classes for any of its pruners, and a pruner with guards."""
 
+from fair_prune_plugins.torch_pruning.batch_norm import reestimate_batch_norm
+from fair_prune_plugins.torch_pruning.cost_target import CostTarget
+from fair_prune_plugins.torch_pruning.distributed import rewrapped
+from fair_prune_plugins.torch_pruning.history import PruningHistory
 from fair_prune_plugins.torch_pruning.importances import (
     FairGRAPEImportance,
     FairImportance,
@@ -9,20 +13,30 @@ from fair_prune_plugins.torch_pruning.importances import (
     WorstGroupTaylorImportance,
     importance,
 )
+from fair_prune_plugins.torch_pruning.optimizers import rebinding
 from fair_prune_plugins.torch_pruning.pruner import FairPruner
+from fair_prune_plugins.torch_pruning.recording import HistoryRecorder, replay
 from fair_prune_plugins.torch_pruning.registration import register
-from fair_prune_plugins.torch_pruning.step_report import StepReport, WidthReport
+from fair_prune_plugins.torch_pruning.step_report import ReachedCost, StepReport, WidthReport
 
 __all__ = [
+    "CostTarget",
     "FairGRAPEImportance",
     "FairImportance",
     "FairPruner",
     "GroupBalancedTaylorImportance",
+    "HistoryRecorder",
     "MagnitudeImportance",
+    "PruningHistory",
+    "ReachedCost",
     "StepReport",
     "TaylorImportance",
     "WidthReport",
     "WorstGroupTaylorImportance",
     "importance",
+    "rebinding",
+    "reestimate_batch_norm",
     "register",
+    "replay",
+    "rewrapped",
 ]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from fair_prune_plugins.gates.removal import HEAD_COUNT_NAMES
 
+HEADS_STAY = (
+    "{layer}: nn.MultiheadAttention cannot lose whole heads, because it splits the width of its own inputs into heads; "
+    "its head dimensions are pruned with that width. For fewer heads, write the attention with query, key and value "
+    "projections of its own"
+)
 FUSED = ("qkv", "to_qkv", "in_proj", "query_key_value", "c_attn", "Wqkv")
 SEPARATE = (
     ("q", "k", "v"),
@@ -44,3 +51,17 @@ def find_heads(model: nn.Module) -> dict[nn.Module, int]:
             if len(trio) == 3 and len({t.out_features for t in trio}) == 1 and trio[0].out_features % count == 0:
                 heads.update(dict.fromkeys(trio, count))
     return heads
+
+
+def heads_that_stay(model: nn.Module, attentions: Iterable[nn.Module]) -> dict[str, str]:
+    """Attention modules whose heads nothing can remove, for a pruner that was asked to remove whole heads.
+
+    Args:
+        model: the model.
+        attentions: the modules that hold heads; see :func:`find_heads`.
+
+    Returns:
+        path to reason.
+    """
+    whole = {m for m in attentions if isinstance(m, nn.MultiheadAttention)}
+    return {path: HEADS_STAY.format(layer=path) for path, m in model.named_modules() if m in whole}

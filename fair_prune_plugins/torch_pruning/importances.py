@@ -6,6 +6,7 @@ import itertools
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,12 +21,14 @@ from fair_prune_plugins.gates.calling import ForwardFn
 from fair_prune_plugins.gates.plan import unit_weight_square
 from fair_prune_plugins.gates.removal import LastDimensionNormPruner, channel_groups
 from fair_prune_plugins.gates.structure import OUTPUT, CoupledGroup, group_key, read_group
-from fair_prune_plugins.statistics import BatchReader, GateStatistics, model_checksum
+from fair_prune_plugins.statistics import BatchReader, GateStatistics, collect_elementwise, model_checksum
 from fair_prune_plugins.statistics import collect as collect_statistics
 from fair_prune_plugins.statistics.batches import AUTO, BatchSource
 from fair_prune_plugins.statistics.collecting import Groups
+from fair_prune_plugins.statistics.ranks import Distributed, collected_together, in_agreement, together
 from fair_prune_plugins.statistics.sample_losses import LossFn, Reduction
 from fair_prune_plugins.statistics.store import UnitStatistics
+from fair_prune_plugins.torch_pruning.distributed import without_ddp
 
 OnStale = Literal["error", "warn", "ignore"]
 
@@ -58,6 +61,10 @@ HOST_LAYER_NORM = (
 NO_EXAMPLE = "example_inputs are needed to build the gate plan: pass example_inputs=, or a loader to take a batch from"
 NO_SENSITIVE_GROUP = (
     "{importance} compares sensitive groups: pass groups= the key, index or callable that finds them in a batch"
+)
+ELEMENTWISE_OVER_RANKS = (
+    "{importance}: element-wise statistics do not add up over ranks (gradients of a group are summed before they are "
+    "squared). Collect on all the data on every rank, with distributed=False"
 )
 NO_LOADER = "{importance} needs data: pass a loader and a loss_fn"
 
@@ -106,6 +113,8 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
         output: Any = None,
         reduction: Reduction = "auto",
         forward_fn: ForwardFn | None = None,
+        distributed: Distributed = "auto",
+        process_group: Any = None,
         progress: bool = True,
     ) -> GateStatistics | None:
         """Measure the gates of the model as it is now; call it before every ``pruner.step()``.
@@ -122,6 +131,10 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
             output: see there.
             reduction: see there.
             forward_fn: ``forward_fn(model, inputs)`` if the model is not called plainly.
+            distributed: add up over the ranks of a ``torch.distributed`` run, so that all prune the same units: every
+                rank calls this with its share of the data, which may be empty, and takes rank 0's buffers (running
+                statistics) first. ``"auto"`` does so wherever there are several ranks; ``False`` for a rank by itself.
+            process_group: those ranks, if not all.
             progress: show a progress bar.
 
         Returns:
@@ -131,23 +144,35 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
         Raises:
             InputError: see :func:`fair_prune_plugins.statistics.collect`; or no loader for a criterion that needs one.
             UnsupportedModelError: see :func:`fair_prune_plugins.gates.build_plan`.
+            FairPruneError: another rank failed.
         """
         if (loader is None or loss_fn is None) and self.criterion.needs_data:
             raise InputError(NO_LOADER.format(importance=self))
         if groups is None and self.criterion.needs_groups:
             raise InputError(NO_SENSITIVE_GROUP.format(importance=self))
-        if example_inputs is None and not hasattr(pruner_or_model, "gate_plan"):
+        elementwise = self.options.get("statistic") == "elementwise"
+        ranks = together(distributed, process_group)
+        if ranks and elementwise:
+            raise InputError(ELEMENTWISE_OVER_RANKS.format(importance=self))
+
+        def planned() -> tuple[GatePlan, Iterable[Any] | None]:
+            if example_inputs is not None or hasattr(pruner_or_model, "gate_plan"):
+                return plan_of(pruner_or_model, example_inputs, forward_fn), loader
             if loader is None:
                 raise InputError(NO_EXAMPLE)
-            example_inputs, loader = _peeked(loader, BatchReader(inputs, targets, weights))
-        plan = plan_of(pruner_or_model, example_inputs, forward_fn)
+            first, rest = _peeked(loader, BatchReader(inputs, targets, weights))
+            return plan_of(pruner_or_model, first, forward_fn), rest
+
+        plan, batches = in_agreement(planned, process_group) if ranks else planned()
         statistics = None
-        if loader is not None and loss_fn is not None:
-            statistics = collect_statistics(
+        if batches is not None and loss_fn is not None:
+            measure = partial(
+                partial(collect_statistics, allow_empty=ranks) if not elementwise else collect_elementwise,
                 plan,
-                loader,
+                batches,
                 loss_fn,
-                groups=groups,
+                # Weights' importance over all people is no sum over groups: only who compares groups collects by group.
+                groups=None if elementwise and not self.criterion.needs_groups else groups,
                 inputs=inputs,
                 targets=targets,
                 weights=weights,
@@ -155,6 +180,7 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
                 reduction=reduction,
                 progress=progress,
             )
+            statistics = collected_together(plan.model, measure, process_group) if ranks else measure()
         self.use(plan, statistics)
         return statistics
 
@@ -278,7 +304,7 @@ class TaylorImportance(FairImportance):
     """Mean absolute first-order effect over all people (arXiv:1906.10771), measured on gates.
 
     Args:
-        statistic: ``"absolute"``, ``"square"`` or ``"signed"`` (which warns).
+        statistic: ``"absolute"``, ``"square"`` or ``"signed"`` (which warns) of gates, or ``"elementwise"`` of weights.
         on_stale: see :class:`FairImportance`.
     """
 
@@ -290,7 +316,7 @@ class GroupBalancedTaylorImportance(FairImportance):
     """Taylor importance in which every sensitive group counts the same, whatever its size.
 
     Args:
-        statistic: ``"absolute"``, ``"square"`` or ``"signed"`` (which warns).
+        statistic: ``"absolute"``, ``"square"`` or ``"signed"`` (which warns) of gates, or ``"elementwise"`` of weights.
         on_stale: see :class:`FairImportance`.
     """
 
@@ -302,7 +328,7 @@ class WorstGroupTaylorImportance(FairImportance):
     """The largest of the sensitive groups' own Taylor importances.
 
     Args:
-        statistic: ``"absolute"``, ``"square"`` or ``"signed"`` (which warns).
+        statistic: ``"absolute"``, ``"square"`` or ``"signed"`` (which warns) of gates, or ``"elementwise"`` of weights.
         on_stale: see :class:`FairImportance`.
     """
 
@@ -314,7 +340,8 @@ class FairGRAPEImportance(FairImportance):
     """FairGRAPE's greedy selection on units (arXiv:2207.10888): every group keeps its share of each layer's importance.
 
     Args:
-        statistic: the importance whose shares are kept; the paper's is ``"square"``.
+        statistic: the importance whose shares are kept: ``"square"``, or the paper's own, ``"elementwise"``, from every
+            weight's gradient.
         target: keep the shares of the model as it is (``"current"``, the paper) or of the dense one (``"dense"``).
         on_stale: see :class:`FairImportance`.
     """
@@ -351,9 +378,9 @@ def importance(name: str, *, on_stale: OnStale = "error", **options: Any) -> Fai
 
 
 def plan_of(pruner_or_model: Any, example_inputs: Any, forward_fn: ForwardFn | None = None) -> GatePlan:
-    """The gate plan of a host pruner (with its graph and settings), of one of ours, or of a plain model."""
+    """The gate plan of a host pruner (with its graph and settings), of one of ours, or of a model (DDP's inside)."""
     if isinstance(pruner_or_model, nn.Module):
-        return build_plan(pruner_or_model, example_inputs, forward_fn=forward_fn)
+        return build_plan(without_ddp(pruner_or_model), example_inputs, forward_fn=forward_fn)
     own = getattr(pruner_or_model, "gate_plan", None)
     if own is not None:
         plan: GatePlan = own()

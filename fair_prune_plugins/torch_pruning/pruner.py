@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch_pruning as tp
 from torch import nn
+from torch.optim import Optimizer
 
 from fair_prune_plugins.errors import InputError, ScoreError, UnsupportedModelError
 from fair_prune_plugins.gates import CoupledGroup, GatePlan, UnitSet, build_plan
 from fair_prune_plugins.gates.calling import ForwardFn, call, moved, output_tensors, preserved, resized
 from fair_prune_plugins.gates.plan import UNREACHED
-from fair_prune_plugins.gates.removal import (
-    build_graph,
-    remove,
-    traceable_outputs,
-    update_attention_owners,
-    with_norm_pruners,
-)
+from fair_prune_plugins.gates.removal import build_graph, remove, traceable_outputs, with_norm_pruners
 from fair_prune_plugins.gates.structure import OUTPUT, group_key, host_groups, read_groups
-from fair_prune_plugins.torch_pruning.heads import find_heads
+from fair_prune_plugins.latency.alignment import Alignment, alignment_for
+from fair_prune_plugins.torch_pruning.choices import Choice, carried_out
+from fair_prune_plugins.torch_pruning.cost_target import CostTarget
+from fair_prune_plugins.torch_pruning.counting import macs_and_params
+from fair_prune_plugins.torch_pruning.distributed import without_ddp
+from fair_prune_plugins.torch_pruning.heads import find_heads, heads_that_stay
+from fair_prune_plugins.torch_pruning.history import PruningHistory
 from fair_prune_plugins.torch_pruning.importances import FairImportance, settings_of
-from fair_prune_plugins.torch_pruning.selection import Candidate, Decision, decide_locally, decide_together, floor_count
-from fair_prune_plugins.torch_pruning.step_report import StepReport, WidthReport
+from fair_prune_plugins.torch_pruning.optimizers import rebinding
+from fair_prune_plugins.torch_pruning.ranking import Ranked, Rules
+from fair_prune_plugins.torch_pruning.recording import HistoryRecorder
+from fair_prune_plugins.torch_pruning.search import cheapest_ratio_within
+from fair_prune_plugins.torch_pruning.step_report import ReachedCost, StepReport, WidthReport
 from fair_prune_plugins.torch_pruning.transaction import transaction
 
 logger = logging.getLogger(__name__)
@@ -47,6 +51,11 @@ NOT_FINITE = "{importance} gave scores for {layer!r} that are not finite ({count
 WRONG_LENGTH = "{importance} gave {got} scores for {layer!r}, which has {expected} channels"
 NOTHING_TO_PRUNE = "no coupled group of the model can be pruned:\n{plan}"
 UNSUPPORTED = "not pruned: the coupled group of {layer!r}: {reason}"
+RATIO_AND_TARGET = "pruning_ratio and target both say how much goes; pass one of them"
+BAD_ROUND_TO = (
+    "round_to must be a positive number of channels, 'auto' (widths that ONNX Runtime rewards on this machine), an "
+    "Alignment, or None for any width; got {got!r}"
+)
 DRY_RUN = "the pruned model does not run ({error}); the model was put back as it was before this step"
 SHAPES = "pruning changed the shapes of the model's outputs from {before} to {after}"
 NOT_ACHIEVED = "{layer!r} has {got} channels after the step where {expected} were to stay"
@@ -54,18 +63,17 @@ UNPROVED = (
     "the coupled group of {layer!r} was not there when the pruner was made, so its gates were never proved: the "
     "model's structure was changed by something else; make a new pruner"
 )
+AS_ASKED = "as asked"
+"""Source of an alignment that is a mere number."""
+
+DEFAULT_RATIO = 0.5
+"""The host's."""
+
+INTERACTIVE_OPTIMIZER = (
+    "an interactive step prunes while its groups are taken: take them inside rebinding(optimizer, model) instead of "
+    "passing optimizer="
+)
 NO_STEPS_LEFT = "all {steps} steps were taken; make a new pruner to prune further"
-
-
-@dataclass(frozen=True)
-class _Ranked:
-    """A host group with its units' scores and the scope it is ranked in."""
-
-    host: Any
-    group: CoupledGroup
-    scores: dict[str, torch.Tensor]
-    scope: str
-    ratio: float
 
 
 class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
@@ -81,17 +89,23 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     with their group, stay frozen, and are named; a dry forward after the step, and all is undone if it fails.
 
     Args:
-        model: the model; pruned in place.
+        model: the model; pruned in place. ``DistributedDataParallel`` is taken off (``pruner.model`` is what was
+            inside); put it on again after each step with :func:`~fair_prune_plugins.torch_pruning.rewrapped`.
         example_inputs: what it is called with: a tensor, a tuple or list, or a dict.
         importance: scores per coupled group: one of ours, the host's, or any callable.
         pruning_ratio: fraction of units to remove from each coupled group (or overall, with ``global_pruning``), in
-        [0, 1).
-        pruning_ratio_dict: ratios of single layers or tuples of layers.
+            [0, 1); 0.5 by default.
+        target: what the model may cost instead: a fraction of its MACs or parameters, or a latency. The ratio is
+            searched for in every step, never above the target; schedules then speak of the cost removed. Without
+            ``global_pruning`` the widths depend on no score, so all criteria end at the same cost exactly.
+        pruning_ratio_dict: ratios of single layers or tuples of layers; a target leaves them alone.
         max_pruning_ratio: no group loses more than this fraction of its initial units.
         iterative_steps: number of ``step()`` calls in which the ratio is reached.
         iterative_pruning_ratio_scheduler: ``scheduler(ratio, steps) -> steps + 1`` cumulative ratios.
         ignored_layers: modules (with all they contain) whose outputs keep their width; outputs of the model are found.
-        round_to: keep multiples of this many channels; the nearest multiple, reported.
+        round_to: which widths to keep: ``"auto"``, those that ONNX Runtime rewards on this machine (see
+            :func:`~fair_prune_plugins.latency.alignment.alignment_for`, which other targets can be had from), multiples
+            of a number of channels, or ``None`` for any. What is kept instead of what was asked is reported.
         global_pruning: one ranking over all groups instead of one per group.
         isomorphic: with ``global_pruning``, one ranking per kind of group (arXiv:2407.04616).
         num_heads: attention projections and head counts; found by usual names if absent.
@@ -113,13 +127,14 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         example_inputs: Any,
         importance: Callable[[Any], torch.Tensor | None],
         *,
-        pruning_ratio: float = 0.5,
+        pruning_ratio: float | None = None,
+        target: CostTarget | None = None,
         pruning_ratio_dict: Mapping[Any, float] | None = None,
         max_pruning_ratio: float = 1.0,
         iterative_steps: int = 1,
         iterative_pruning_ratio_scheduler: Callable[[float, int], list[float]] | None = None,
         ignored_layers: Sequence[nn.Module] | None = None,
-        round_to: int | None = None,
+        round_to: int | Alignment | Literal["auto"] | None = "auto",
         global_pruning: bool = False,
         isomorphic: bool = False,
         num_heads: Mapping[nn.Module, int] | None = None,
@@ -130,6 +145,10 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         forward_fn: ForwardFn | None = None,
         **host_options: Any,
     ) -> None:
+        if target is not None and pruning_ratio is not None:
+            raise InputError(RATIO_AND_TARGET)
+        if pruning_ratio is None:
+            pruning_ratio = DEFAULT_RATIO
         ratios = [("pruning_ratio", pruning_ratio), ("head_pruning_ratio", head_pruning_ratio)]
         ratios += [("a ratio of pruning_ratio_dict", r) for r in (pruning_ratio_dict or {}).values()]
         ratios += [("a ratio of head_pruning_ratio_dict", r) for r in (head_pruning_ratio_dict or {}).values()]
@@ -138,8 +157,9 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 raise InputError(BAD_RATIO.format(name=name, value=value))
         if not 0 <= max_pruning_ratio <= 1:
             raise InputError(f"max_pruning_ratio must lie in [0, 1], got {max_pruning_ratio}")
-        if round_to is not None and round_to < 1:
-            raise InputError(f"round_to must be a positive number of channels or None, got {round_to}")
+        model = without_ddp(model)
+        self.alignment = _alignment(round_to)
+        self._runtime = _runtime(self.alignment)
         if iterative_steps < 1:
             raise InputError(f"iterative_steps must be at least 1, got {iterative_steps}")
         self.example_inputs = example_inputs
@@ -149,6 +169,11 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         names = {p: name for name, p in model.named_parameters()}
         unwrapped = list(dict(host_options.pop("unwrapped_parameters", None) or {}).items())
         self._unwrapped = [(names[p], dim) for p, dim in unwrapped]
+        self._ignored_params = [names[p] for p in host_options.get("ignored_params", ())]
+        self.target, self._gauge = target, None
+        if target is not None:
+            self._gauge = target.gauge(model, _fitted(model, example_inputs, 2), forward_fn)
+            pruning_ratio = 1 - self._gauge.fraction  # the host's schedule of ratios is one of the cost removed
         heads = dict(find_heads(model) if num_heads is None else num_heads)
         schedule = {} if iterative_pruning_ratio_scheduler is None else {
             "iterative_pruning_ratio_scheduler": iterative_pruning_ratio_scheduler
@@ -171,7 +196,7 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 iterative_steps=iterative_steps,
                 **schedule,
                 ignored_layers=list(ignored_layers or ()),
-                round_to=round_to,
+                round_to=None,
                 isomorphic=isomorphic,
                 # The host's defaults for these are dictionaries shared by all pruners, which it writes into.
                 in_channel_groups=dict(host_options.pop("in_channel_groups", None) or {}),
@@ -195,6 +220,13 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             raise UnsupportedModelError(NOTHING_TO_PRUNE.format(plan=self._plan.describe()))
         self.not_pruned = self._left_alone(self._plan)
         self._initial = {name: units.size for name, units in self._plan.units.items()}
+        self._recorder = HistoryRecorder(self)
+
+    def history(self) -> PruningHistory:
+        """What the steps taken so far left of the model, in its original numbering;
+        :func:`~fair_prune_plugins.torch_pruning.replay` prunes a fresh model alike.
+        """
+        return self._recorder.history()
 
     def gate_plan(self) -> GatePlan:
         """The gate plan of the model as it is now; verdicts carry over from the proof made at construction."""
@@ -207,28 +239,26 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             forward_fn=self._forward_fn,
             prove_groups=False,
         )
-        groups = tuple(
-            g.with_verdict(before[g.name].status, before[g.name].error, before[g.name].reason)
-            if g.name in before
-            else g
-            for g in plan.groups
-        )
+        groups = tuple(g.judged_like(before[g.name]) if g.name in before else g for g in plan.groups)
         return replace(plan, groups=groups)
 
-    def step(self, interactive: bool = False) -> Any:
-        """Prune up to the next step's ratio.
+    def step(self, interactive: bool = False, *, optimizer: Optimizer | None = None) -> Any:
+        """Prune up to the next step's ratio, or down to its share of the cost target.
 
         Args:
             interactive: yield the host's groups instead, for the caller to prune (``group.prune()``); the scores
-            are checked, the
-                dry run is the caller's.
+                are checked, the dry run is the caller's.
+            optimizer: it goes on with the pruned parameters and what it remembers of them; see
+                :func:`~fair_prune_plugins.torch_pruning.rebinding`, inside of which interactive steps belong.
 
         Returns:
             A :class:`StepReport`, or the host's groups.
 
         Raises:
+            InputError: all steps were taken; an optimizer that cannot be carried over.
             ScoreError: missing or non-finite scores, naming the layer. Nothing was pruned.
-            UnsupportedModelError: the pruned model does not run, or not as asked. Everything was put back.
+            UnsupportedModelError: the cost target cannot be reached, or the pruned model does not run, or not as
+                asked. Everything was put back.
         """
         if self.current_step >= self.iterative_steps:
             raise InputError(NO_STEPS_LEFT.format(steps=self.iterative_steps))
@@ -239,89 +269,121 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         ):
             self.importance.use(self.gate_plan(), None)
         if interactive:
+            if optimizer is not None:
+                raise InputError(INTERACTIVE_OPTIMIZER)
             self.current_step += 1
             return self._prune()
-        with transaction(self.model, self, self._rebuilt_graph):
+        rebound = nullcontext() if optimizer is None else rebinding(optimizer, self.model)
+        with transaction(self.model, self, self._rebuilt_graph), rebound:
             self.current_step += 1
-            macs_before, params_before = self._cost()
+            macs_before, params_before = self._macs_and_params()
             shapes = self._output_shapes()
-            rows: list[WidthReport] = []
-            for host in self._decided(rows):
+            choices, reached = self._chosen()
+            rows = self._rows(choices)
+            for host in self._removals(choices):
                 remove(self.DG, host)
             self._verify(shapes, rows)
-            macs, params = self._cost()
+            macs, params = self._macs_and_params()
         report = StepReport(
             self.current_step,
-            float(self.per_step_pruning_ratio[self.current_step]),
-            tuple(rows),
+            float(self.per_step_pruning_ratio[self.current_step]) if reached is None else reached.ratio,
+            rows,
             macs_before,
             macs,
             params_before,
             params,
             dict(self.not_pruned),
             self._plan.frozen,
+            self._misaligned(choices),
+            reached,
         )
         logger.info("%s", report)
         return report
 
     def _prune(self) -> Iterator[Any]:
         """The host's generator of groups to remove, decided by our rules."""
-        yield from self._decided([])
+        choices, _ = self._chosen()
+        yield from self._removals(choices)
 
     @torch.no_grad()
-    def _decided(self, rows: list[WidthReport]) -> Iterator[Any]:
-        """Rank, decide, and yield the groups to remove; ``rows`` receives what was decided."""
-        plan = self.gate_plan()
-        ranked = self._ranked(plan)
-        decisions: dict[str, Decision] = {}
-        for heads in (True, False):  # heads first: how many stay decides which head dimensions are aligned
-            for ratio, candidates in self._scopes(ranked, heads, decisions):
-                together = self.global_pruning or len(candidates) > 1
-                decided = decide_together(candidates, ratio) if together else [decide_locally(candidates[0], ratio)]
-                decisions |= {c.name: d for c, d in zip(candidates, decided, strict=True)}
-        attention: list[tuple[nn.Linear, int, int]] = []
-        before: dict[nn.Linear, tuple[int, int]] = {}
-        for item in ranked:
-            roots = torch.zeros(item.group.channels, dtype=torch.bool)
-            kept: dict[str, int] = {}
-            for units in item.group.unit_sets:
-                decision = decisions.get(units.name)
-                gone = decision.removed if decision is not None else torch.zeros(0, dtype=torch.int64)
-                closed = torch.zeros(units.size, dtype=torch.bool)
-                closed[gone] = True
-                roots |= closed[units.of_root]
-                kept[units.kind] = units.size - len(gone)
-                if decision is not None:
-                    rows.append(
-                        WidthReport(
-                            units.name,
-                            units.kind,
-                            self._initial[units.name],
-                            units.size,
-                            decision.asked,
-                            kept[units.kind],
-                            decision.reason,
-                        )
-                    )
-            if not roots.any():
-                continue
-            dep = item.host[0].dep
-            host = self.DG.get_pruning_group(dep.target.module, dep.handler, roots.nonzero().flatten().tolist())
-            if not self.DG.check_pruning_group(host):
-                raise UnsupportedModelError(
-                    f"removing {int(roots.sum())} channels at {item.group.name!r} would leave a layer empty"
-                )
-            yield host
-            for path, count in item.group.heads.items():
-                layer = self.model.get_submodule(path)
-                assert isinstance(layer, nn.Linear)
-                now = kept.get("heads", count)
-                before[layer] = (count, item.group.units.size)
-                attention.append((layer, now, kept["head dimensions"]))
-                self.num_heads[layer] = self.out_channel_groups[layer] = now
-        update_attention_owners(self.model, attention, before)
+    def _chosen(self) -> tuple[tuple[Choice, ...], ReachedCost | None]:
+        """What this step removes, and for a cost target what that costs."""
+        ranked = self._ranked(self.gate_plan())
+        rules = Rules(
+            self._initial,
+            self.max_pruning_ratio,
+            self.alignment,
+            together=self.global_pruning,
+            prune_head_dims=self.prune_head_dims,
+        )
+        share = float(self.per_step_pruning_ratio[self.current_step])
+        if self._gauge is None or self.target is None:
+            return rules.choose(ranked, share), None
+        gauge, goal = self._gauge, self._gauge.dense * (1 - share)
+        found = cheapest_ratio_within(
+            lambda ratio: rules.choose(ranked, ratio),
+            self._cost_after,
+            goal,
+            self.target.slack,
+            unit=self.target.unit,
+        )
+        reached = ReachedCost(
+            self.target.quantity, goal, found.cost, found.cost / gauge.dense, found.ratio, found.evaluations
+        )
+        if found.cost < goal * (1 - self.target.slack):
+            logger.info("%s", reached)
+        return found.choices, reached
 
-    def _ranked(self, plan: GatePlan) -> list[_Ranked]:
+    def _cost_after(self, choices: Sequence[Choice]) -> float:
+        """What the model would cost after some choices: they are carried out on a copy."""
+        assert self._gauge is not None
+        twin = copy.deepcopy(self.model).eval()
+        graph = self._graph_of(twin)
+        for _, host in carried_out(twin, graph, choices):
+            remove(graph, host)
+        return self._gauge.cost(twin)
+
+    def _removals(self, choices: Sequence[Choice]) -> Iterator[Any]:
+        for choice, host in carried_out(self.model, self.DG, choices):
+            yield host
+            for path, count in choice.group.heads.items():
+                heads = choice.kept("heads")
+                layer = self.model.get_submodule(path)
+                self.num_heads[layer] = self.out_channel_groups[layer] = count if heads is None else heads
+
+    def _rows(self, choices: Sequence[Choice]) -> tuple[WidthReport, ...]:
+        return tuple(
+            WidthReport(
+                units.name,
+                units.kind,
+                self._initial[units.name],
+                units.size,
+                decision.asked,
+                units.size - len(decision.removed),
+                decision.reason,
+            )
+            for choice in choices
+            for units in choice.group.unit_sets
+            if (decision := choice.decisions.get(units.name)) is not None
+        )
+
+    def _misaligned(self, choices: Sequence[Choice]) -> tuple[str, ...]:
+        """Coupled groups that a choice leaves at a width outside the runtime's fast layout."""
+        grain, block = self._runtime.grain, self._runtime.block
+        found = []
+        for choice in choices:
+            width = choice.group.channels - len(choice.removed_roots())
+            convolutions = self._convolutions(choice.group)
+            # A dense convolution of less than a block of channels is in the layout at any width.
+            if width % grain and convolutions and (width >= block or any(map(_is_depthwise, convolutions))):
+                found.append(choice.group.name)
+        return tuple(found)
+
+    def _convolutions(self, group: CoupledGroup) -> list[nn.modules.conv._ConvNd]:
+        modules = (self.model.get_submodule(site.path) for site in (*group.producers, *group.consumers))
+        return [m for m in modules if isinstance(m, nn.modules.conv._ConvNd)]
+
+    def _ranked(self, plan: GatePlan) -> list[Ranked]:
         groups = {g.name: g for g in plan.groups}
         ranked = []
         for host in host_groups(self.DG, settings_of(self)):
@@ -338,7 +400,8 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 # Root scores carry heads up to a constant of the layer, which a ranking over layers would feel.
                 per_unit = self.importance.unit_scores(groups[name])
             scope, ratio = self._scope(host, name)
-            ranked.append(_Ranked(host, groups[name], per_unit, scope, ratio))
+            grouped = any(m.groups > 1 and not _is_depthwise(m) for m in self._convolutions(groups[name]))
+            ranked.append(Ranked(groups[name], per_unit, scope, ratio, self._head_ratio(groups[name]), grouped))
         return ranked
 
     def _check_scores(self, scores: Any, group: CoupledGroup) -> None:
@@ -359,41 +422,21 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 NOT_FINITE.format(importance=importance, layer=group.name, count=int(bad.sum()), total=len(scores))
             )
 
-    def _scope(self, host: Any, name: str) -> tuple[str, float]:
-        """Which ranking a group takes part in, and that ranking's ratio: the host's rules."""
+    def _scope(self, host: Any, name: str) -> tuple[str, float | None]:
+        """Which ranking a group takes part in, and that ranking's own ratio if it has one: the host's rules."""
         for dep, _ in host:
             for module, fn in ((dep.source.module, dep.trigger), (dep.target.module, dep.handler)):
                 if module in self._layer_to_scope and self.DG.is_out_channel_pruning_fn(fn):
                     return self._layer_to_scope[module][0], self.get_target_pruning_ratio(module)
-        ratio = min(self.per_step_pruning_ratio[self.current_step], self.max_pruning_ratio)
         if not self.global_pruning:
-            return name, ratio
+            return name, None
         if not self.isomorphic:
-            return "all coupled groups", ratio
+            return "all coupled groups", None
         kinds = [
             f"{type(dep.source.module).__name__}>{type(dep.target.module).__name__}:{self.DG.is_out_channel_pruning_fn(dep.handler)}"
             for dep, _ in host
         ]
-        return " ".join(kinds), ratio
-
-    def _scopes(
-        self, ranked: Sequence[_Ranked], heads: bool, decisions: Mapping[str, Decision]
-    ) -> list[tuple[float, list[Candidate]]]:
-        scopes: dict[str, tuple[float, list[Candidate]]] = {}
-        for item in ranked:
-            gone = sum(len(decisions[u.name].removed) for u in item.group.unit_sets if u.name in decisions)
-            for units in item.group.unit_sets:
-                if (units.kind == "heads") is not heads:
-                    continue
-                if heads:
-                    ratio = min(self._head_ratio(item.group), self.max_pruning_ratio)
-                    scope = "all heads" if self.global_pruning else units.name
-                elif units.kind == "head dimensions" and not self.prune_head_dims:
-                    continue
-                else:
-                    ratio, scope = item.ratio, item.scope
-                scopes.setdefault(scope, (ratio, []))[1].append(self._candidate(item, units, gone))
-        return list(scopes.values())
+        return " ".join(kinds), None
 
     def _head_ratio(self, group: CoupledGroup) -> float:
         for path in group.heads:
@@ -401,13 +444,6 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             if own is not None:
                 return float(own[self.current_step])
         return float(self.per_step_head_pruning_ratio[self.current_step])
-
-    def _candidate(self, item: _Ranked, units: UnitSet, heads_gone: int) -> Candidate:
-        repeat = item.group.channels // units.size - heads_gone
-        step = 1 if self.round_to is None or units.kind == "heads" else self.round_to // math.gcd(self.round_to, repeat)
-        initial = self._initial[units.name]
-        floor = floor_count(initial, self.max_pruning_ratio)
-        return Candidate(units.name, item.scores[units.name], initial, floor, step, item.group.parts(units))
 
     def _left_alone(self, plan: GatePlan) -> dict[str, str]:
         reasons: dict[str, str] = {}
@@ -422,6 +458,10 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 warnings.warn(UNSUPPORTED.format(layer=group.name, reason=group.reason), stacklevel=4)
             elif group.units.size == 1:
                 reasons[group.name] = "it has a single unit"
+        if self.prune_num_heads:
+            for path, reason in heads_that_stay(self.model, self.num_heads).items():
+                reasons[f"{path}#heads"] = reason
+                warnings.warn(reason, stacklevel=4)
         ignored = set(self.ignored_layers)
         for path in plan.unreached:
             if self.model.get_submodule(path) not in ignored:
@@ -434,21 +474,11 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         return reasons
 
     def _small_inputs(self, samples: int) -> Any:
-        parameter = next((p for p in self.model.parameters() if p.is_floating_point()), None)
-        inputs = resized(self.example_inputs, samples)
-        return inputs if parameter is None else moved(inputs, device=parameter.device, dtype=parameter.dtype)
+        return _fitted(self.model, self.example_inputs, samples)
 
-    def _cost(self) -> tuple[int, int]:
+    def _macs_and_params(self) -> tuple[int, int]:
         """MACs of one sample and number of parameters, as the host counts them."""
-        inputs = self._small_inputs(1)
-        with preserved(self.model):
-            self.model.eval()
-            if self._forward_fn is None:
-                macs, params = tp.utils.count_ops_and_params(self.model, inputs)
-            else:
-                # One argument, whatever it is: the counter would unroll a tuple or a dict.
-                macs, params = tp.utils.count_ops_and_params(_Called(self.model, self._forward_fn), (inputs,))
-        return int(macs), int(params)
+        return macs_and_params(self.model, self._small_inputs(1), self._forward_fn)
 
     @torch.no_grad()
     def _output_shapes(self) -> list[torch.Size]:
@@ -476,26 +506,50 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     def _rebuilt_graph(self) -> tp.DependencyGraph:
         with preserved(self.model):
             self.model.eval()
-            return build_graph(
-                self.model,
-                self.example_inputs,
-                forward_fn=self._forward_fn,
-                output_transform=self._output_transform,
-                customized_pruners=self._customized,
-                unwrapped_parameters=[(self.model.get_parameter(name), dim) for name, dim in self._unwrapped],
-                ignored_params=self.ignored_params,
-            )
+            return self._graph_of(self.model)
+
+    def _graph_of(self, model: nn.Module) -> tp.DependencyGraph:
+        """A graph with this pruner's settings, of its model or of a copy in eval mode."""
+        return build_graph(
+            model,
+            self.example_inputs,
+            forward_fn=self._forward_fn,
+            output_transform=self._output_transform,
+            customized_pruners=self._customized,
+            unwrapped_parameters=[(model.get_parameter(name), dim) for name, dim in self._unwrapped],
+            ignored_params=[model.get_parameter(name) for name in self._ignored_params],
+        )
 
 
-class _Called(nn.Module):
-    """A model behind its ``forward_fn``, for the host's counter."""
+def _fitted(model: nn.Module, inputs: Any, samples: int) -> Any:
+    """Inputs of some samples, of the model's device and type."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    inputs = resized(inputs, samples)
+    return inputs if parameter is None else moved(inputs, device=parameter.device, dtype=parameter.dtype)
 
-    def __init__(self, model: nn.Module, forward_fn: ForwardFn) -> None:
-        super().__init__()
-        self.model, self.forward_fn = model, forward_fn
 
-    def forward(self, inputs: Any) -> Any:
-        return self.forward_fn(self.model, inputs)
+def _alignment(round_to: Any) -> Alignment | None:
+    if round_to is None or isinstance(round_to, Alignment):
+        return round_to
+    if round_to == "auto":
+        return alignment_for()
+    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
+        raise InputError(BAD_ROUND_TO.format(got=round_to))
+    return Alignment(round_to, round_to, f"round_to={round_to}", AS_ASKED)
+
+
+def _runtime(alignment: Alignment | None) -> Alignment:
+    """The alignment that widths are judged by: the one asked for, or what is known of this machine."""
+    if alignment is not None and alignment.source != AS_ASKED:
+        return alignment
+    try:
+        return alignment_for(measure=False)
+    except InputError:
+        return Alignment(1, 1, "a machine of which nothing is known", AS_ASKED)
+
+
+def _is_depthwise(module: nn.modules.conv._ConvNd) -> bool:
+    return module.groups == module.out_channels > 1
 
 
 def _unit_means(scores: torch.Tensor, units: UnitSet) -> torch.Tensor:

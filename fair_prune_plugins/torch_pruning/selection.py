@@ -1,8 +1,7 @@
 """How many units each coupled group keeps, and which: pure functions on scores.
 
 Kept counts follow the papers' ``floor(size * (1 - ratio))`` on the initial size, not the host's integer cut, which
-can be one
-short. Thresholds do not over-prune on ties, and a group's floor holds inside a step.
+can be one short. Thresholds do not over-prune on ties, and a group's floor holds inside a step.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from fair_prune_plugins.latency.alignment import Alignment
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Candidate:
         scores: float64 ``[units now]``.
         initial: units before any pruning.
         floor: units that must stay.
-        step: kept counts must be multiples of this (1: any).
+        alignment: which widths the target rewards (``None``: any).
+        repeat: channels per unit, which count for the alignment (conv groups, heads).
         parts: int64 unit numbers of layers that hold only some of the units; each keeps its best.
     """
 
@@ -31,7 +33,8 @@ class Candidate:
     scores: torch.Tensor
     initial: int
     floor: int
-    step: int = 1
+    alignment: Alignment | None = None
+    repeat: int = 1
     parts: Sequence[torch.Tensor] = ()
 
     def order(self) -> torch.Tensor:
@@ -72,17 +75,6 @@ def floor_count(initial: int, max_ratio: float) -> int:
     return max(math.ceil(initial * (1 - max_ratio) - 1e-9), 1)
 
 
-def aligned(count: int, width: int, step: int) -> int:
-    """The multiple of ``step`` nearest to ``count`` (the larger on a tie), at least one multiple, at most ``width``.
-
-    A layer narrower than one multiple keeps its width: there is no aligned choice.
-    """
-    if step <= 1 or width < step:
-        return min(count, width) if step <= 1 else width
-    nearest = step * math.floor(count / step + 0.5)
-    return min(max(nearest, step), step * (width // step))
-
-
 def decide_locally(candidate: Candidate, ratio: float) -> Decision:
     """One group by itself: its own ratio of its initial size."""
     asked = kept_count(candidate.initial, ratio)
@@ -118,17 +110,9 @@ def _decision(candidate: Candidate, asked: int, keep: int, reason: str = "") -> 
         keep, reason = least, f"at least {least} must stay"
     if keep > width:
         keep, reason = width, "an earlier step removed more already"
-    if candidate.step > 1 and keep < width:
-        fitted = aligned(keep, width, candidate.step)
-        if fitted < least:
-            # The next multiple, or the whole width where there is none.
-            fitted = min(candidate.step * math.ceil(least / candidate.step), width)
+    if candidate.alignment is not None and keep < width:
+        fitted = candidate.alignment.fit(keep, width, least, candidate.repeat)
         if fitted != keep:
-            if fitted % candidate.step == 0:
-                reason = f"rounded to a multiple of {candidate.step}"
-            elif width < candidate.step:
-                reason = f"narrower than {candidate.step}"
-            else:
-                reason = f"at least {least} must stay, and no multiple of {candidate.step} is left"
+            reason = candidate.alignment.why(keep, fitted, width, candidate.repeat)
             keep = fitted
     return Decision(asked, candidate.order()[: width - keep].sort().values, reason if keep != asked else "")

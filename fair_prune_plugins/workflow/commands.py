@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 EXIT_STOPPED = 130
 """Exit code after Ctrl-C, as shells use it."""
 
+EXIT_NOT_PRUNABLE = 1
+"""Exit code of the doctor where nothing of the model can be pruned."""
+
 app = typer.Typer(
     name="fair-prune",
     no_args_is_help=True,
@@ -141,6 +144,75 @@ def benchmark(
         if csv is not None:
             timed.write_csv(csv)
         _out().print(escape(timed.statement()), highlight=False)
+
+
+@app.command()
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODULE:FUNCTION",
+            help="Function that returns the network (or the network and its example inputs), e.g. my_models:build; "
+            "modules in this folder are found. Without it: versions and known defects of the hosts.",
+        ),
+    ] = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input-shape",
+            metavar="C,H,W",
+            help="Shape of one input, without the batch; 3,224,224 by default. Repeat it for several inputs.",
+        ),
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes that the network tells apart; its outputs are checked for it.")
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--options", metavar="KEY=VALUE", help="Argument of the function, e.g. width=32. Repeatable."),
+    ] = None,
+    ignored: Annotated[
+        list[str] | None,
+        typer.Option("--ignore", metavar="LAYER", help="Layer that is to keep its width, e.g. layer1.0. Repeatable."),
+    ] = None,
+    ratio: Annotated[float, typer.Option(help="Pruning ratio that you have in mind, 0 to 1.")] = 0.5,
+    export: Annotated[bool, typer.Option("--export", help="Also try the export to ONNX, with proof.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything that was found as JSON instead.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what of a network can be pruned, what cannot and why, and which defects of the hosts touch it.
+
+    Exit code 0: something can be pruned; 1: nothing can; 2: the network could not be examined.
+    """
+    with _clear_errors(debug):
+        from json import dumps
+
+        from fair_prune_plugins.workflow.doctor import examine, examine_host
+        from fair_prune_plugins.workflow.doctor.printing import print_diagnosis
+        from fair_prune_plugins.workflow.doctor.request import check_classes, read_request
+
+        if model is None:
+            found = examine_host()
+        else:
+            asked = read_request(
+                model,
+                shapes=shapes or (),
+                classes=classes,
+                options=options or (),
+                ignored=ignored or (),
+                beside=Path.cwd(),
+            )
+            found = examine(
+                asked.model, asked.example_inputs, ratio=ratio, ignored_layers=asked.ignored_layers, export=export
+            )
+        if found.model is not None and classes is not None:
+            check_classes(found.model, classes)
+        if json:
+            typer.echo(dumps(found.as_dict(), indent=1, allow_nan=False))
+        else:
+            print_diagnosis(found, _out())
+        if found.model is not None and not found.can_be_pruned:
+            raise typer.Exit(EXIT_NOT_PRUNABLE)
 
 
 @app.command()

@@ -249,7 +249,7 @@ class Batches:
     """Batches of some people, as the collection of statistics, training and prediction read them.
 
     Yields dicts: ``inputs`` (normalised float32 on ``device``), ``targets`` (int64 on ``device``), ``group`` (a list
-    of names, ``None`` where unknown).
+    of names, ``None`` where unknown), ``codes`` (int64 on the CPU, their numbers, -1 where unknown).
 
     Args:
         samples: the data set.
@@ -294,6 +294,7 @@ class Batches:
             "inputs": self.normalise(inputs.to(self.device)),
             "targets": torch.from_numpy(self.samples.labels[rows]).to(self.device),
             "group": [names[c] if c >= 0 else None for c in codes],
+            "codes": torch.from_numpy(codes),
         }
 
     def arrays(self) -> Iterator[npt.NDArray[np.float32]]:

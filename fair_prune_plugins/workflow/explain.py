@@ -11,8 +11,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from fair_prune_plugins import criteria, losses
 from fair_prune_plugins.errors import ConfigError
-from fair_prune_plugins.workflow.config import DATA_KINDS, RunConfig, Section, inner_section
+from fair_prune_plugins.workflow.config import DATA_KINDS, RunConfig, inner_section
+from fair_prune_plugins.workflow.prune_config import MethodConfig
+from fair_prune_plugins.workflow.sections import NamedSection, Section
+from fair_prune_plugins.workflow.training_config import LossConfig
 
 NO_SUCH_KEY = "there is no configuration key {key!r}; {near}`fair-prune explain` lists all"
 
@@ -62,7 +66,10 @@ def _walk(section: type[Section], prefix: str, applies: str) -> Iterator[Key]:
                 yield from _walk(data_section, "data.", f"data.kind: {kind}")
             continue
         inside = inner_section(info.annotation)
-        yield Key(key, _default(info), _allowed(info, inside), info.description or "", applies)
+        # Those of other installed packages are among the names, so they are not known before somebody asks.
+        registry = {MethodConfig: criteria.names, LossConfig: losses.names}.get(section) if name == "name" else None
+        allowed = _allowed(info, inside) if registry is None else " | ".join(registry())
+        yield Key(key, _default(info), allowed, info.description or "", applies)
         if inside is not None:
             yield from _walk(inside, key + ".", applies)
 
@@ -81,18 +88,18 @@ def _yaml(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, NamedSection) and value.model_fields_set == {"name"}:
+        return value.name
+    if isinstance(value, list):
+        return f"[{', '.join(map(_yaml, value))}]"
     return '""' if value == "" else str(value)
 
 
 def _allowed(info: FieldInfo, inside: type[Section] | None) -> str:
     limits = _limits(info.metadata)
     if inside is not None:
-        many = get_origin(info.annotation) is list
-        return (
-            "a list of " + ("names or " if inside.__name__ == "MethodConfig" else "") + "keys below"
-            if many
-            else "keys below"
-        )
+        what = "names or keys below" if issubclass(inside, NamedSection) else "keys below"
+        return f"a list of {what}" if get_origin(info.annotation) is list else what.replace("names", "a name")
     return _words(info.annotation) + limits
 
 

@@ -40,7 +40,7 @@ def load_function(reference: str, *, key: str, beside: Path | None = None) -> Ca
     with _importable(beside):
         try:
             module = importlib.import_module(module_name)
-        except ImportError as error:
+        except Exception as error:  # importing someone else's module may raise anything
             raise InputError(NO_MODULE.format(key=key, module=module_name, reason=error)) from error
     try:
         function = getattr(module, name)

@@ -1,17 +1,15 @@
 """Pruned networks on disk without pickles: weights as safetensors, and a JSON recipe to rebuild the network they fit.
 
-The recipe holds the factory, the pruning history that Torch-Pruning records, the whole-number attributes that pruning
-changed on modules (head counts of hand-written attention), and the weights' SHA-256. Rebuilding replays the history on
-a fresh network, sets the attributes, then loads the weights; that it gives the same outputs bit by bit is checked when
-a network is stored.
+The recipe holds the factory, the pruning history in the network's original channel numbers, and the weights' SHA-256.
+Rebuilding replays the history on a fresh network, then loads the weights; that it gives the same outputs bit by bit is
+checked when a network is stored.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from dataclasses import asdict, dataclass, field, replace
-from operator import attrgetter
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,13 @@ from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 from torch import nn
 
-from fair_prune_plugins.errors import FairPruneError, InputError, UnsupportedModelError
-from fair_prune_plugins.gates.removal import build_graph, remove
+from fair_prune_plugins.errors import InputError, UnsupportedModelError
+from fair_prune_plugins.torch_pruning import PruningHistory, replay
 from fair_prune_plugins.workflow import models
 from fair_prune_plugins.workflow.run_folder import read_json, write_json
 
 WEIGHTS, RECIPE = "model.safetensors", "model.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 NO_MODEL = "there is no stored model in {folder}: {file} is missing"
 DAMAGED = "{path} is damaged: its SHA-256 is not the one that {recipe} names; remove the folder and run again"
@@ -38,11 +36,8 @@ NOT_THE_SAME = (
 )
 NOT_REBUILT = (
     "the pruned network cannot be rebuilt from its pruning history ({type}: {reason}). Its factory must give the same "
-    "layers each time it is called, and what its forward reads besides weights must be whole numbers on its modules"
+    "layers each time it is called, and what its forward reads besides weights must be plain numbers on its modules"
 )
-
-History = list[list[Any]]
-"""What Torch-Pruning's ``DependencyGraph.pruning_history()`` gives: layer, whether its outputs were pruned, indices."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +49,14 @@ class Recipe:
         options: keyword arguments of the factory.
         classes: number of classes.
         input_shape: shape of one input, ``(C, ...)``.
-        history: pruning steps to replay.
-        attributes: whole-number attributes by module path that pruning changed beside the layers themselves.
+        history: what pruning left, to replay; ``None`` for a network that was not pruned.
     """
 
     factory: str
     options: dict[str, Any]
     classes: int
     input_shape: tuple[int, ...]
-    history: History = field(default_factory=list)
-    attributes: dict[str, dict[str, int]] = field(default_factory=dict)
+    history: PruningHistory | None = None
 
     def build(self, beside: Path | None) -> nn.Module:
         """The network before pruning, with fresh weights."""
@@ -82,17 +75,21 @@ def save(model: nn.Module, recipe: Recipe, folder: Path, *, beside: Path | None)
 
     Args:
         model: on any device; left as it is.
-        recipe: how it came to be; its attributes are found here.
+        recipe: how it came to be.
         folder: existing folder to write into.
         beside: where the factory's module is looked for.
 
     Raises:
         UnsupportedModelError: the network cannot be rebuilt, or then gives other outputs.
     """
-    recipe = replace(recipe, attributes=_changed_attributes(_replayed(recipe, beside), model))
     weights = save_weights({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()})
     (folder / WEIGHTS).write_bytes(weights)
-    values = {"schema_version": SCHEMA_VERSION, "sha256": hashlib.sha256(weights).hexdigest(), **asdict(recipe)}
+    values = {
+        "schema_version": SCHEMA_VERSION,
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        **{f.name: getattr(recipe, f.name) for f in fields(recipe)},
+        "history": None if recipe.history is None else recipe.history.as_dict(),
+    }
     write_json(folder / RECIPE, values)
     rebuilt, _ = load(folder, beside=beside)
     example = recipe.example()
@@ -117,10 +114,8 @@ def load(folder: Path, *, beside: Path | None) -> tuple[nn.Module, Recipe]:
     recipe, weights = read_recipe(folder), (folder / WEIGHTS).read_bytes()
     model = _replayed(recipe, beside)
     try:
-        for path, values in recipe.attributes.items():
-            vars(model.get_submodule(path)).update(values)
         model.load_state_dict(load_weights(weights))
-    except (AttributeError, RuntimeError) as error:
+    except RuntimeError as error:
         raise UnsupportedModelError(NOT_REBUILT.format(type=type(error).__name__, reason=error)) from error
     return model.eval(), recipe
 
@@ -144,41 +139,19 @@ def read_recipe(folder: Path) -> Recipe:
     if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != sha256:
         raise InputError(DAMAGED.format(path=folder / WEIGHTS, recipe=RECIPE))
     try:
-        return Recipe(**{**values, "input_shape": tuple(values["input_shape"])})
-    except (KeyError, TypeError) as error:
+        history = None if values["history"] is None else PruningHistory.from_dict(values["history"])
+        return Recipe(**{**values, "input_shape": tuple(values["input_shape"]), "history": history})
+    except (InputError, KeyError, TypeError) as error:
         raise InputError(NOT_A_RECIPE.format(path=folder / RECIPE, reason=error)) from None
 
 
 def _replayed(recipe: Recipe, beside: Path | None) -> nn.Module:
     """A fresh network, pruned as the recipe's history tells; in evaluation mode."""
     model = recipe.build(beside).eval()
-    if not recipe.history:
+    if recipe.history is None:
         return model
     try:
-        graph = build_graph(model, recipe.example())
-        for name, outputs, indices in recipe.history:
-            layer = attrgetter(name)(model)
-            pruner = graph.get_pruner_of_module(layer)
-            prune = pruner.prune_out_channels if outputs else pruner.prune_in_channels
-            remove(graph, graph.get_pruning_group(layer, prune, list(indices)))
-    except FairPruneError:
-        raise
-    except Exception as error:  # a layer that is gone, or of another type or width, fails in many ways
+        replay(model, recipe.history, recipe.example())
+    except UnsupportedModelError as error:
         raise UnsupportedModelError(NOT_REBUILT.format(type=type(error).__name__, reason=error)) from error
     return model
-
-
-def _changed_attributes(before: nn.Module, after: nn.Module) -> dict[str, dict[str, int]]:
-    """Whole-number attributes that differ between two networks of the same modules, as they are in ``after``."""
-    modules = dict(before.named_modules())
-    changed: dict[str, dict[str, int]] = {}
-    for path, module in after.named_modules():
-        old = vars(modules[path]) if path in modules else {}
-        own = {
-            name: value
-            for name, value in vars(module).items()
-            if type(value) is int and type(old.get(name)) is int and value != old[name]
-        }
-        if own:
-            changed[path] = own
-    return changed

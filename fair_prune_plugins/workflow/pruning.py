@@ -15,11 +15,14 @@ from fair_prune_plugins import torch_pruning as fpt
 from fair_prune_plugins.errors import ConfigError
 from fair_prune_plugins.gates.structure import OUTPUT
 from fair_prune_plugins.groups import GroupReader
+from fair_prune_plugins.losses import CrossEntropy, LossHook
+from fair_prune_plugins.torch_pruning import PruningHistory
 from fair_prune_plugins.workflow import training
-from fair_prune_plugins.workflow.config import MethodConfig, ModelConfig, RunConfig
+from fair_prune_plugins.workflow.amounts import OF, Amount
+from fair_prune_plugins.workflow.config import ModelConfig, RunConfig
 from fair_prune_plugins.workflow.data import Batches, Normalisation, Part, Samples
-from fair_prune_plugins.workflow.model_store import History
 from fair_prune_plugins.workflow.progress import show_bars
+from fair_prune_plugins.workflow.prune_config import MethodConfig
 
 BAD_METHOD = "prune.methods: {name} does not take the options {options}: {reason}"
 NO_LAYER = "{key}: the network has no module {path!r}; there are {near}"
@@ -30,13 +33,13 @@ class Pruned:
     """What pruning did.
 
     Attributes:
-        history: for rebuilding the network, as Torch-Pruning records it.
+        history: for rebuilding the network, in its original channel numbers.
         steps: the pruner's report of every step.
         seconds: spent on ``collect``, ``prune`` and ``finetune`` (between steps).
         notes: what the statistics had to say, each once.
     """
 
-    history: History = field(default_factory=list)
+    history: PruningHistory
     steps: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("collect", "prune", "finetune"), 0.0))
@@ -57,42 +60,54 @@ def importance(method: MethodConfig) -> Any:
 def prune(
     model: nn.Module,
     method: MethodConfig,
-    ratio: float,
+    amount: Amount,
     config: RunConfig,
     samples: Samples,
     normalise: Normalisation,
     *,
     device: torch.device,
+    loss: LossHook | None = None,
 ) -> Pruned:
     """Prune a network in place: collect statistics, remove units, and fine-tune between steps.
 
     Args:
         model: the dense network; left on ``device`` in evaluation mode.
         method: the criterion.
-        ratio: share of units to remove.
+        amount: what to prune down to.
         config: of the run; ``prune``, ``model``, ``finetune`` and ``seed`` are read.
         samples: the data set.
         normalise: applied to every batch.
         device: where to work.
+        loss: what is fine-tuned with between steps; plain cross-entropy if absent.
     """
+    hook = CrossEntropy() if loss is None else loss
+    ranking = hook if config.prune.collect_loss == "finetune" else CrossEntropy()
     model.to(device)
-    steps = config.prune.steps_to(ratio)
+    steps = config.prune.steps_to(amount)
     score = importance(method)
-    pruner = _pruner(model, score, ratio, steps, config, samples, normalise, device)
+    pruner = _pruner(model, score, method, amount, steps, config, samples, normalise, device)
     rows = samples.rows(Part(config.prune.collect_on))
     people = Batches(samples, rows, normalise, config.prune.batch_size, device)
-    result = Pruned()
+    result = Pruned(pruner.history())
     for step in range(steps):
         start = time.perf_counter()
         if criteria.get(method.name).needs_data:
             groups = GroupReader({samples.groups.attribute: "group"}, names=samples.groups.names)
-            loss = nn.CrossEntropyLoss(reduction="none")
             measured = score.collect(
-                pruner, people, loss, groups=groups, inputs="inputs", targets="targets", progress=show_bars()
+                pruner,
+                people,
+                ranking.for_statistics(groups=groups, inputs="inputs", targets="targets"),
+                groups=groups,
+                inputs="inputs",
+                targets=None,
+                progress=show_bars(),
             )
             result.notes += [note for note in measured.notes if note not in result.notes]
         collected = time.perf_counter()
         result.steps.append(pruner.step().as_dict())
+        if config.prune.reestimate_batch_norm:
+            learned = Batches(samples, samples.rows(Part.TRAIN), normalise, config.prune.batch_size, device)
+            fpt.reestimate_batch_norm(model, learned, inputs="inputs", progress=show_bars())
         removed = time.perf_counter()
         if step < steps - 1:
             training.fit(
@@ -105,6 +120,7 @@ def prune(
                 device=device,
                 what=f"fine-tuning after step {step + 1} of {steps}",
                 key="finetune",
+                loss=hook,
             )
         for what, seconds in (
             ("collect", collected - start),
@@ -112,7 +128,7 @@ def prune(
             ("finetune", time.perf_counter() - removed),
         ):
             result.seconds[what] += seconds
-    result.history = pruner.pruning_history()
+    result.history = pruner.history()
     return result
 
 
@@ -129,13 +145,22 @@ def notes(steps: list[dict[str, Any]]) -> list[str]:
         lines.append(f"Outputs of the model keep their width: {', '.join(outputs)}.")
     if frozen:
         lines.append(f"Frozen layers were pruned with their coupled group and stay frozen: {', '.join(frozen)}.")
+    last = steps[-1]
+    if last["cost"] is not None:
+        cost = last["cost"]
+        lines.append(
+            f"Pruned to {100 * cost['fraction']:.1f} % of the dense network's {OF.get(cost['quantity'], 'latency')}."
+        )
+    if last["misaligned"]:
+        lines.append(f"Outside ONNX Runtime's fast layout: {', '.join(last['misaligned'])}.")
     return lines
 
 
 def _pruner(
     model: nn.Module,
     score: Any,
-    ratio: float,
+    method: MethodConfig,
+    amount: Amount,
     steps: int,
     config: RunConfig,
     samples: Samples,
@@ -143,6 +168,7 @@ def _pruner(
     device: torch.device,
 ) -> Any:
     prune = config.prune
+    allocation = prune.allocation_of(method)
     schedule: dict[str, Any] = {}
     if prune.schedule == "keep_fraction":
         schedule = {"iterative_pruning_ratio_scheduler": criteria.keep_fraction_schedule(prune.keep_fraction)}
@@ -151,14 +177,14 @@ def _pruner(
         model,
         example,
         importance=score,
-        pruning_ratio=ratio,
         iterative_steps=steps,
         round_to=prune.round_to,
-        global_pruning=prune.global_pruning,
-        isomorphic=prune.isomorphic,
+        global_pruning=allocation != "local",
+        isomorphic=allocation == "isomorphic",
         max_pruning_ratio=prune.max_pruning_ratio,
         ignored_layers=ignored_layers(model, config.model),
         num_heads=num_heads(model, config.model.num_heads) or None,
+        **amount.pruner_options,
         **schedule,
     )
 

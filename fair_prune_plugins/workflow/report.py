@@ -181,10 +181,7 @@ def _draw_pareto(run: RunReading, kind: plots.Format, theme: plots.Theme) -> byt
 
 
 def _label(model: ModelReading) -> str:
-    if model.is_dense:
-        return "dense"
-    ratio = model.result.pruning_ratio
-    return model.name if ratio is None else percent(ratio, 0)
+    return "dense" if model.is_dense else model.result.asked
 
 
 def _accuracy_title(run: RunReading) -> str:
@@ -207,8 +204,8 @@ def _pareto(run: RunReading) -> _Picture | None:
         f"{front}.",
         caption=(
             "Each mark is a model: further left is faster, further up is better for the worst group. Labels are the "
-            f"share of channels asked to go, whiskers {confidence} intervals. Filled marks are on the Pareto front "
-            "(dashed): no other model is both faster and more accurate."
+            f"share of channels asked to go (or of the cost asked to stay), whiskers {confidence} intervals. Filled "
+            "marks are on the Pareto front (dashed): no other model is both faster and more accurate."
         ),
     )
 

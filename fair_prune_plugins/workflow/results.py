@@ -128,7 +128,9 @@ class ModelResult(_Record):
         method: registry name of the criterion, ``None`` for the dense model.
         summary: what the criterion does, in one line.
         source: the paper.
-        pruning_ratio: share of units that was asked to go, 0 to 1; ``None`` for the dense model.
+        pruning_ratio: share of units that was asked to go, 0 to 1, or that a share of the cost was found to take;
+            ``None`` for the dense model.
+        asked: what it was pruned down to, in words: ``"50 %"`` of the units to go, or ``"30 % of MACs"`` to keep.
         macs: multiply-accumulates for one input.
         params: number of parameters.
         file_bytes: size of the ONNX file.
@@ -147,6 +149,7 @@ class ModelResult(_Record):
     summary: str = ""
     source: str = ""
     pruning_ratio: float | None = None
+    asked: str = ""
     macs: int
     params: int
     file_bytes: int | None = None

@@ -17,8 +17,9 @@ import numpy.typing as npt
 from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.groups import GroupLabels
 from fair_prune_plugins.workflow import image_tables, loading
-from fair_prune_plugins.workflow.config import FunctionData, NpzData, Parts, TableData, path_of
+from fair_prune_plugins.workflow.config import path_of
 from fair_prune_plugins.workflow.data import Part, Samples, draw_parts, outside
+from fair_prune_plugins.workflow.data_config import FunctionData, NpzData, Parts, TableData
 
 NO_COLUMN = "{key}: the data has no column {name!r}; it has {have}"
 GROUP_UNKNOWN = "data.groups: not one of the {n} people has a known value of {names}; check the column"

@@ -1,7 +1,7 @@
 """The stages of a run, from data to report, each finished once and kept.
 
 The dense network is trained (or loaded); its worst group is picked on validation people and stays fixed. Each criterion
-then prunes the dense network to each ratio, and the result is fine-tuned. Every network is exported and proven, and
+then prunes the dense network to each amount, and the result is fine-tuned. Every network is exported and proven, and
 what is judged on the test people, and timed, is the exported file: the thing that would be shipped.
 """
 
@@ -13,7 +13,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -25,18 +25,23 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from fair_prune_plugins import __version__, criteria
+from fair_prune_plugins import __version__, criteria, losses
 from fair_prune_plugins.errors import ConfigError, InputError
 from fair_prune_plugins.evaluation import OnnxPredictor, TorchPredictor, evaluate, pick_worst_group, predict
 from fair_prune_plugins.groups import GroupLabels
 from fair_prune_plugins.latency import benchmark
+from fair_prune_plugins.losses import LossHook
 from fair_prune_plugins.onnx import export
-from fair_prune_plugins.workflow import loading, model_store, models, pruning, report, sources, training
-from fair_prune_plugins.workflow.config import MethodConfig, RunConfig, TableData, path_of, percent_of
+from fair_prune_plugins.workflow import loading, loss_hooks, model_store, models, pruning, report, sources, training
+from fair_prune_plugins.workflow.amounts import Amount
+from fair_prune_plugins.workflow.config import RunConfig, path_of
 from fair_prune_plugins.workflow.data import Batches, Normalisation, Part, Samples
+from fair_prune_plugins.workflow.data_config import TableData
 from fair_prune_plugins.workflow.progress import show_bars
+from fair_prune_plugins.workflow.prune_config import QUANTITIES, MethodConfig
 from fair_prune_plugins.workflow.results import Data, ModelResult, RunResults, Task, Width
 from fair_prune_plugins.workflow.run_folder import Finished, RunFolder, read_json, write_json
+from fair_prune_plugins.workflow.training_config import PLAIN, LossConfig
 
 NO_CUDA = "device: {device} is not available here; use device: cpu, or auto to take a GPU where there is one"
 NOBODY_TO_RANK = (
@@ -57,25 +62,33 @@ _REPORTED_PACKAGES = ("torch", "torch-pruning", "onnx", "onnxruntime", "numpy")
 
 @dataclass(frozen=True)
 class Variant:
-    """A network of the run: a criterion and a ratio.
+    """A network of the run: a criterion, what it prunes down to, and the loss it is fine-tuned with.
 
     Attributes:
         method: the criterion.
-        ratio: share of units to remove.
+        amount: share of units to remove, or of the cost to keep.
+        loss: of fine-tuning.
     """
 
     method: MethodConfig
-    ratio: float
+    amount: Amount
+    loss: LossConfig
+
+    @property
+    def title(self) -> str:
+        """Criterion and loss as the report calls them: ``fairgrape``, ``fairgrape + group_dro``."""
+        return self.method.title if self.loss == PLAIN else f"{self.method.title} + {self.loss.title}"
 
     @property
     def name(self) -> str:
-        """As the report calls it: ``fairgrape 50 %``."""
-        return f"{self.method.title} {percent_of(self.ratio)} %"
+        """As the report calls it: ``fairgrape 50 %``, ``fairgrape + group_dro 30 % of MACs``."""
+        return f"{self.title} {self.amount.title}"
 
     @property
     def folder(self) -> str:
-        """As its folder is called: ``models/fairgrape-50``."""
-        return f"models/{self.method.slug}-{percent_of(self.ratio)}"
+        """As its folder is called: ``models/fairgrape-50``, ``models/fairgrape-group_dro-macs-30``."""
+        loss = [] if self.loss == PLAIN else [self.loss.slug]
+        return "models/" + "-".join([self.method.slug, *loss, self.amount.slug])
 
 
 @dataclass
@@ -93,13 +106,18 @@ class _Track:
 
 
 def variants(config: RunConfig) -> list[Variant]:
-    """The pruned networks of a run, ratio by ratio, in the order of the configuration."""
-    return [Variant(method, ratio) for ratio in config.prune.ratios for method in config.prune.methods]
+    """The pruned networks of a run, amount by amount, in the order of the configuration."""
+    return [
+        Variant(method, amount, loss)
+        for amount in config.prune.amounts
+        for loss in config.finetune.losses
+        for method in config.prune.methods
+    ]
 
 
 def stage_count(config: RunConfig) -> int:
     """How many stages a run has: five of their own, two for each pruned network, three for each ONNX file."""
-    pruned = len(config.prune.methods) * len(config.prune.ratios)
+    pruned = len(variants(config))
     return 5 + 2 * pruned + 3 * (1 + pruned)
 
 
@@ -139,11 +157,11 @@ class Run:
         worst = self._worst_group(dense)
         tracks = [dense]
         self._file_and_judge(dense, dense, dense, worst)
-        baselines: dict[float, _Track] = {}
+        baselines: dict[Amount, _Track] = {}
         for variant in variants(self.config):
             pruned = self._pruned(variant, dense)
-            track = _Track(variant.name, variant.folder, self._finetuned(variant, pruned), variant, pruned)
-            baseline = baselines.setdefault(variant.ratio, track)
+            track = _Track(variant.name, variant.folder, self._finetuned(variant, pruned, dense), variant, pruned)
+            baseline = baselines.setdefault(variant.amount, track)
             self._file_and_judge(track, dense, baseline, worst)
             tracks.append(track)
         latency = self._latency(tracks)
@@ -220,7 +238,8 @@ class Run:
             models.load_checkpoint(model, path_of(config.model.checkpoint, self.base, key="model.checkpoint"))
             model.eval()
         else:
-            self._fit(model, config.training.epochs, "training", "training the dense network")
+            hook = self._hook(config.training.loss, dense=None, key="training.loss")
+            self._fit(model, config.training.epochs, "training", "training the dense network", hook)
         model_store.save(model, recipe, folder, beside=self.base)
 
     def _pruned(self, variant: Variant, dense: _Track) -> Finished:
@@ -228,29 +247,44 @@ class Run:
         depends = {
             "dense": dense.store.stamp,
             "method": variant.method.model_dump(mode="json", include={"name", "options"}),
-            "ratio": variant.ratio,
-            "prune": prune.model_dump(mode="json", exclude={"methods", "ratios"}),
+            "amount": asdict(variant.amount),
+            "allocation": prune.allocation_of(variant.method),
+            "prune": prune.model_dump(mode="json", exclude={"methods", "allocation", *QUANTITIES}),
             "ignored_layers": self.config.model.ignored_layers,
             "num_heads": self.config.model.num_heads,
-            "finetune": self.config.finetune.model_dump(mode="json", exclude={"epochs"}) if prune.steps != 1 else None,
+            "finetune": None,
+            "loss": None,
         }
+        if prune.steps != 1:
+            depends["finetune"] = self.config.finetune.model_dump(mode="json", exclude={"epochs", "losses"})
+        if prune.steps != 1 or prune.collect_loss == "finetune":
+            depends["loss"] = variant.loss.model_dump(mode="json")
 
         def work(folder: Path) -> None:
             model, recipe = model_store.load(dense.store.folder, beside=self.base)
+            hook = self._hook(variant.loss, dense=model, key="finetune.losses")
             outcome = pruning.prune(
-                model, variant.method, variant.ratio, self.config, self.samples, self.normalise, device=self.device
+                model,
+                variant.method,
+                variant.amount,
+                self.config,
+                self.samples,
+                self.normalise,
+                device=self.device,
+                loss=hook,
             )
-            recipe = copy.deepcopy(recipe)
-            recipe.history.extend(outcome.history)
-            model_store.save(model, recipe, folder, beside=self.base)
+            loss_hooks.save_state(hook, folder)
+            model_store.save(model, replace(recipe, history=outcome.history), folder, beside=self.base)
             write_json(
                 folder / "pruning.json", {"steps": outcome.steps, "seconds": outcome.seconds, "notes": outcome.notes}
             )
 
         return self.folder.stage(f"{variant.folder}/pruned", depends, work)
 
-    def _finetuned(self, variant: Variant, pruned: Finished) -> Finished:
-        recipe = self.config.finetune.model_dump(mode="json", exclude={"epochs_between"})
+    def _finetuned(self, variant: Variant, pruned: Finished, dense: _Track) -> Finished:
+        recipe = self.config.finetune.model_dump(mode="json", exclude={"epochs_between", "losses"})
+
+        steps = self.config.prune.steps
 
         def work(folder: Path) -> None:
             if not self.config.finetune.epochs:
@@ -258,13 +292,35 @@ class Run:
                     shutil.copy(pruned.folder / file, folder / file)
                 return
             model, rebuild = model_store.load(pruned.folder, beside=self.base)
-            self._fit(model, self.config.finetune.epochs, "finetune", f"fine-tuning {variant.name}")
+            before, _ = model_store.load(dense.store.folder, beside=self.base)
+            hook = self._hook(variant.loss, dense=before, key="finetune.losses")
+            if steps != 1:  # it goes on where it was after the last of them
+                loss_hooks.load_state(hook, pruned.folder)
+            self._fit(model, self.config.finetune.epochs, "finetune", f"fine-tuning {variant.name}", hook)
             model_store.save(model, rebuild, folder, beside=self.base)
 
-        depends = {"pruned": pruned.stamp, "finetune": recipe, "seed": self.config.seed}
+        depends = {
+            "pruned": pruned.stamp,
+            "finetune": recipe,
+            "loss": variant.loss.model_dump(mode="json"),
+            "seed": self.config.seed,
+        }
         return self.folder.stage(f"{variant.folder}/finetuned", depends, work)
 
-    def _fit(self, model: nn.Module, epochs: int, key: str, what: str) -> None:
+    def _hook(self, loss: LossConfig, *, dense: nn.Module | None, key: str) -> LossHook:
+        recipe = self.config.training if dense is None else self.config.finetune
+        return loss_hooks.make(
+            loss,
+            self.samples,
+            self.normalise,
+            dense=dense,
+            augmented=recipe.flip or recipe.shift > 0,
+            batch_size=PREDICTION_BATCH,
+            device=self.device,
+            key=key,
+        )
+
+    def _fit(self, model: nn.Module, epochs: int, key: str, what: str, loss: LossHook) -> None:
         training.fit(
             model,
             self.samples,
@@ -275,6 +331,7 @@ class Run:
             device=self.device,
             what=what,
             key=key,
+            loss=loss,
         )
 
     # --- judgement ---
@@ -395,6 +452,7 @@ class Run:
             "data": self.config.data.model_dump(mode="json"),
             "notes": [*self.samples.notes, *self.samples.attribution],
             "methods": [m.model_dump(mode="json") for m in self.config.prune.methods],
+            "losses": [loss.model_dump(mode="json") for loss in self.config.finetune.losses],
         }
 
         def work(folder: Path) -> None:
@@ -456,15 +514,17 @@ class Run:
         if track.variant is None or track.pruned is None:
             return ModelResult(**common, notes=notes)
         done = read_json(track.pruned.folder / "pruning.json")
-        method = criteria.get(track.variant.method.name)
+        method, loss = criteria.get(track.variant.method.name), losses.get(track.variant.loss.name)
+        plain = track.variant.loss == PLAIN
         seconds = dict(done["seconds"])
         seconds["finetune"] += track.store.seconds
         return ModelResult(
             **common,
-            method=track.variant.method.title,
-            summary=method.summary,
-            source=method.source,
-            pruning_ratio=track.variant.ratio,
+            method=track.variant.title,
+            summary=method.summary if plain else f"{method.summary} Fine-tuned with: {loss.summary}",
+            source=method.source if plain else f"{method.source}; {loss.source}",
+            pruning_ratio=done["steps"][-1]["pruning_ratio"],
+            asked=track.variant.amount.title,
             widths=_widths(done["steps"]),
             seconds=seconds,
             notes=[*notes, *pruning.notes(done["steps"]), *done["notes"]],

@@ -34,7 +34,7 @@ Scalar = str | float | int | None
 
 NOT_OUR_CSV = "{path} is not a results.csv of this package: its first columns must be {expected}, found {found}"
 
-_TEXT_COLUMNS = ("model", "criterion", "worst_group")
+_TEXT_COLUMNS = ("model", "criterion", "asked", "worst_group")
 _FIRST_COLUMNS = ["model", "criterion", "pruning_ratio"]
 
 
@@ -79,8 +79,8 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "Method",
         "Asked",
-        "share of channels that was asked to go",
-        lambda m: percent(m.result.pruning_ratio, 0),
+        "share of channels that was asked to go, or share of the cost that was asked to stay",
+        lambda m: m.result.asked or NONE,
     ),
     Column(
         "Size",
@@ -242,6 +242,7 @@ def _csv_row(model: ModelReading) -> dict[str, Scalar]:
         "model": model.name,
         "criterion": model.result.method,
         "pruning_ratio": model.result.pruning_ratio,
+        "asked": model.result.asked or None,
         "macs": model.result.macs,
         "macs_relative": model.macs_share,
         "params": model.result.params,

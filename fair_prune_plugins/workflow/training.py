@@ -1,4 +1,4 @@
-"""Train a network with cross-entropy: the dense one, and pruned ones again."""
+"""Train a network: the dense one, and pruned ones again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 from tqdm import tqdm
 
 from fair_prune_plugins.errors import InputError
-from fair_prune_plugins.workflow.config import TrainingConfig
+from fair_prune_plugins.losses import CrossEntropy, LossHook
 from fair_prune_plugins.workflow.data import Augmentation, Batches, Normalisation, Part, Samples
+from fair_prune_plugins.workflow.training_config import FinetuneConfig, TrainingConfig
 
 DIVERGED = (
     "the training loss became {loss} in epoch {epoch} of {what}; lower {key}.learning_rate (it is {rate:g}) or "
@@ -23,13 +24,14 @@ def fit(
     model: nn.Module,
     samples: Samples,
     normalise: Normalisation,
-    recipe: TrainingConfig,
+    recipe: TrainingConfig | FinetuneConfig,
     *,
     epochs: int,
     seed: int,
     device: torch.device,
     what: str,
     key: str,
+    loss: LossHook | None = None,
 ) -> None:
     """Train on the training part; the network is left in evaluation mode on ``device``.
 
@@ -43,6 +45,7 @@ def fit(
         device: where to train.
         what: shown beside the progress bar.
         key: the configuration key of the recipe, for messages.
+        loss: what is optimised; its state moves on. ``None`` is plain cross-entropy.
 
     Raises:
         InputError: the loss is no longer finite.
@@ -63,29 +66,37 @@ def fit(
         # The seed also covers dropout and the like, without disturbing the caller's random numbers.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            _run(model, batches, recipe, optimizer, epochs, what, key)
+            _run(model, batches, recipe, optimizer, epochs, what, key, CrossEntropy() if loss is None else loss)
     model.eval()
 
 
 def _run(
     model: nn.Module,
     batches: Batches,
-    recipe: TrainingConfig,
+    recipe: TrainingConfig | FinetuneConfig,
     optimizer: torch.optim.Optimizer,
     epochs: int,
     what: str,
     key: str,
+    hook: LossHook,
 ) -> None:
     steps = epochs * len(batches)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(recipe.schedule, steps))
-    loss_fn = nn.CrossEntropyLoss()
     model.train()
+    hook.train()
     with tqdm(total=steps, desc=what, unit="step", leave=False, disable=None) as bar:
         for epoch in range(1, epochs + 1):
             total = torch.zeros((), device=batches.device)
             for batch in batches:
                 optimizer.zero_grad(set_to_none=True)
-                loss = loss_fn(model(batch["inputs"]), batch["targets"])
+                inputs = batch["inputs"]
+                outputs = model(inputs)
+                try:
+                    loss = hook(outputs, batch["targets"], groups=batch["codes"], inputs=inputs)
+                except InputError as error:
+                    if bool(torch.isfinite(outputs).all()):
+                        raise
+                    raise _diverged("infinite", epoch, what, key, recipe) from error
                 loss.backward()
                 optimizer.step()
                 scheduler.step()
@@ -94,10 +105,14 @@ def _run(
             mean = float(total) / len(batches)
             bar.set_postfix(epoch=f"{epoch}/{epochs}", loss=f"{mean:.3f}")
             if not math.isfinite(mean):
-                raise InputError(DIVERGED.format(loss=mean, epoch=epoch, what=what, key=key, rate=recipe.learning_rate))
+                raise _diverged(mean, epoch, what, key, recipe)
 
 
-def _optimizer(model: nn.Module, recipe: TrainingConfig) -> torch.optim.Optimizer:
+def _diverged(loss: object, epoch: int, what: str, key: str, recipe: TrainingConfig | FinetuneConfig) -> InputError:
+    return InputError(DIVERGED.format(loss=loss, epoch=epoch, what=what, key=key, rate=recipe.learning_rate))
+
+
+def _optimizer(model: nn.Module, recipe: TrainingConfig | FinetuneConfig) -> torch.optim.Optimizer:
     # Norms and biases are not decayed: pulling a norm's scale to zero is sparse training by accident.
     parameters = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in parameters if p.ndim > 1]

@@ -1,0 +1,271 @@
+"""FairGRAPE's own importance, weight by weight: the gradients of every sensitive group's mean loss, times the weights.
+
+``I[g, c] = sum over the weights e of unit c of (w_e * G[e, g])**2``, with ``G[e, g]`` the gradient of the mean loss
+over all of a group's people (Lin, Kim & Joo, ECCV 2022, arXiv:2207.10888, eq. 5 and 6). Gradients are summed over all
+people before anything is squared, so the numbers depend neither on the batch size nor on the order of the data. The
+paper's code squares each mini-batch's gradient instead, and its numbers depend on both.
+
+Samples are held back until a batch of one group is full; each is then computed once, whatever the number of groups.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sized
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from fair_prune_plugins.errors import InputError
+from fair_prune_plugins.gates.calling import batch_size, moved, preserved
+from fair_prune_plugins.gates.plan import GatePlan
+from fair_prune_plugins.gates.unit_weights import WeightPart, weight_parts
+from fair_prune_plugins.groups import EMPTY_GROUPS, UNKNOWN, GroupReader, as_reader
+from fair_prune_plugins.picking import Source, pick
+from fair_prune_plugins.statistics.batches import AUTO, BatchReader, BatchSource
+from fair_prune_plugins.statistics.checksum import model_checksum
+from fair_prune_plugins.statistics.collecting import (
+    NO_DATA,
+    NO_GATES,
+    NO_SUCH_OUTPUT,
+    Groups,
+    frozen_note,
+    outputs_of,
+    repeatable,
+    say_small_groups,
+)
+from fair_prune_plugins.statistics.regrouping import HeldBack, PureBatch
+from fair_prune_plugins.statistics.sample_losses import LossFn, Reduction, SampleLosses
+from fair_prune_plugins.statistics.store import EVERYONE, GateStatistics
+
+HALF = (torch.float16, torch.bfloat16)
+"""Gradients of these types are summed in single precision."""
+
+NOBODY = (
+    "{groups}: nobody in the data (or only zero sample weights), so there is no gradient of theirs; hand in data with "
+    "people of every group, or leave such groups out of names="
+)
+NO_GRADIENT = (
+    "the loss does not depend on any weight that can be pruned: is it detached, or computed from something else than "
+    "the model's outputs?"
+)
+NOT_FINITE = (
+    "the weights' gradients of group {group!r} are not finite, first at {name}: the backward pass overflowed there"
+)
+
+
+def collect_elementwise(
+    plan: GatePlan,
+    loader: Iterable[Any],
+    loss_fn: LossFn,
+    *,
+    groups: Groups | None = None,
+    inputs: BatchSource = AUTO,
+    targets: BatchSource | None = AUTO,
+    weights: BatchSource | None = None,
+    output: Source | None = None,
+    reduction: Reduction = "auto",
+    include_consumers: bool = True,
+    progress: bool = True,
+) -> GateStatistics:
+    """Measure every unit by its weights' gradients, per sensitive group, with plain backward passes.
+
+    The model is in eval mode, ``.grad`` is left alone, nothing is stepped, and the model is handed back as it was.
+    Frozen layers are measured like all others. Memory: up to one batch of samples per group, and one copy of the
+    weights for every group that has more people than one batch holds.
+
+    Args:
+        plan: the model's gate plan.
+        loader: yields batches, in which groups may be mixed.
+        loss_fn: see :func:`~fair_prune_plugins.statistics.collect`, as for all that follow.
+        groups: see there. People of unknown group take no part, and cost nothing.
+        inputs: see there.
+        targets: see there.
+        weights: see there; the mean loss is the weighted mean.
+        output: see there.
+        reduction: see there.
+        include_consumers: count a unit's columns in the layers that read it, which leave with it, not only its rows in
+            the layers that make it.
+        progress: show a progress bar.
+
+    Returns:
+        Statistics whose ``elementwise`` is ``I``; those of gates are NaN, for they were not measured.
+
+    Raises:
+        InputError: as for :func:`~fair_prune_plugins.statistics.collect`; a group without people; mixed batches that
+            cannot be taken apart.
+        UnsupportedModelError: a unit set that no weight leaves with.
+    """
+    if not plan.units:
+        raise InputError(NO_GATES.format(plan=plan.describe()))
+    reader = BatchReader(inputs, targets, weights)
+    # A copy of a given reader: names that it learned from other data are not groups of this data.
+    group_reader = None if groups is None else replace(as_reader(groups))
+    losses = SampleLosses(loss_fn, reduction)
+    sums = _GradientSums(plan, include_consumers)
+    model = plan.model
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    numbers = itertools.count()
+
+    def computed(batch: PureBatch) -> None:
+        model_inputs, loss_targets, sample_weights = batch.tree
+        number, loss_targets = next(numbers), moved(loss_targets, device=device)
+        with torch.inference_mode(False), torch.enable_grad():
+            outputs = outputs_of(plan, moved(model_inputs, device=device, dtype=dtype), number)
+            outputs = outputs if output is None else pick(outputs, output, NO_SUCH_OUTPUT)
+            sums.add(batch.code, losses.total(outputs, loss_targets, sample_weights, batch.samples, number))
+
+    held, people = HeldBack(), _People()
+    total = len(loader) if isinstance(loader, Sized) else None
+    with preserved(model), repeatable(device):
+        model.eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for parameter in sums.parameters:
+            parameter.requires_grad_(True)
+        for batch in tqdm(loader, total=total, desc="weight gradients", disable=not progress, leave=False):
+            model_inputs = reader.read_inputs(batch)
+            samples = batch_size(model_inputs)
+            if not samples:
+                continue
+            codes = (
+                torch.zeros(samples, dtype=torch.int64) if group_reader is None else group_reader.read(batch, samples)
+            )
+            sample_weights = reader.read_weights(batch, samples)
+            people.add(codes, sample_weights)
+            of_person = model_inputs, reader.read_targets(batch), None if weights is None else sample_weights
+            for pure in held.add(of_person, codes):
+                computed(pure)
+        names, order = _rows(people, group_reader)
+        importance = torch.zeros(len(order), sums.width, dtype=torch.float64)
+        held_back = tqdm(order, desc="weight gradients of those held back", disable=not progress, leave=False)
+        for row, code in enumerate(held_back):
+            for pure in held.rest(code):
+                computed(pure)
+            importance[row] = sums.importance(code, people.weight[code])
+            if not torch.isfinite(importance[row]).all():
+                raise InputError(NOT_FINITE.format(group=names[row], name=sums.first_bad(importance[row])))
+    return _finished(plan, sums, people, group_reader, names, order, importance)
+
+
+class _GradientSums:
+    """Sums of weight gradients, per group, and what they say of units."""
+
+    def __init__(self, plan: GatePlan, include_consumers: bool) -> None:
+        self.columns: dict[str, tuple[int, int]] = {}
+        self._parts: dict[str, list[WeightPart]] = {}
+        for group in plan.prunable:
+            for units in group.unit_sets:
+                self.columns[units.name] = self.width, units.size
+                for part in weight_parts(plan.model, group, units, include_consumers=include_consumers):
+                    self._parts.setdefault(part.weight, []).append(part)
+        self.parameters = [plan.model.get_parameter(name) for name in self._parts]
+        self._sums: dict[int, list[torch.Tensor]] = {}
+        self._own: set[int] = set()
+        self._scratch: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+
+    @property
+    def width(self) -> int:
+        return sum(size for _, size in self.columns.values())
+
+    def add(self, code: int, loss: torch.Tensor) -> None:
+        """Add the gradient of a group's loss."""
+        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        if all(gradient is None for gradient in found):
+            raise InputError(NO_GRADIENT)
+        new = [
+            torch.zeros_like(p) if g is None else g.float() if g.dtype in HALF else g
+            for g, p in zip(found, self.parameters, strict=True)
+        ]
+        if code not in self._sums:
+            self._sums[code] = new
+        elif code not in self._own:
+            # What autograd returned may be one tensor twice: it is read, never written to.
+            self._sums[code] = list(torch._foreach_add(self._sums[code], new))
+            self._own.add(code)
+        else:
+            torch._foreach_add_(self._sums[code], new)
+
+    def importance(self, code: int, weight: float) -> torch.Tensor:
+        """``sum((w * G)**2)`` of every unit, float64 ``[columns]``; gives the group's memory back."""
+        result = torch.zeros(self.width, dtype=torch.float64)
+        self._own.discard(code)
+        for gradient, parameter, parts in zip(self._sums.pop(code), self.parameters, self._parts.values(), strict=True):
+            key = gradient.dtype, gradient.device
+            if key not in self._scratch:
+                self._scratch[key] = gradient.new_empty(max(p.numel() for p in self.parameters))
+            # One buffer for all: asking the system for fresh memory takes longer than the product.
+            product = self._scratch[key][: gradient.numel()].view(gradient.shape)
+            torch.mul(gradient, parameter.detach(), out=product)
+            square = product.square_()
+            for part in parts:
+                first, size = self.columns[part.units]
+                result[first : first + size] += part.unit_sums(square)
+        return result / weight**2
+
+    def first_bad(self, importance: torch.Tensor) -> str:
+        """Name of the first unit set that is not finite."""
+        column = int((~torch.isfinite(importance)).nonzero()[0])
+        return next(name for name, (first, size) in self.columns.items() if first <= column < first + size)
+
+
+class _People:
+    """Who was seen: people and their weight by group code; :data:`UNKNOWN` is the code of those in no known group."""
+
+    def __init__(self) -> None:
+        self.count: dict[int, int] = {UNKNOWN: 0}
+        self.weight: dict[int, float] = {UNKNOWN: 0.0}
+
+    def add(self, codes: torch.Tensor, weights: torch.Tensor) -> None:
+        for code in codes.unique().tolist():
+            mine = codes == code
+            self.count[code] = self.count.get(code, 0) + int(mine.sum())
+            self.weight[code] = self.weight.get(code, 0.0) + float(weights[mine].sum())
+
+
+def _rows(people: _People, reader: GroupReader | None) -> tuple[tuple[str, ...], list[int]]:
+    """The groups' names and their codes, in the order to report them."""
+    if sum(people.count.values()) == 0:
+        raise InputError(NO_DATA)
+    order = [0] if reader is None else reader.order
+    names = (EVERYONE,) if reader is None else tuple(reader.known_names[i] for i in order)
+    if reader is not None and not any(code != UNKNOWN for code in people.count):
+        raise InputError(EMPTY_GROUPS.format(n=people.count[UNKNOWN], attribute=reader.attribute))
+    nobody = [name for name, code in zip(names, order, strict=True) if people.weight.get(code, 0.0) <= 0]
+    if nobody:
+        raise InputError(NOBODY.format(groups=", ".join(nobody)))
+    return names, order
+
+
+def _finished(
+    plan: GatePlan,
+    sums: _GradientSums,
+    people: _People,
+    reader: GroupReader | None,
+    names: tuple[str, ...],
+    order: list[int],
+    importance: torch.Tensor,
+) -> GateStatistics:
+    squares = plan.weight_square()
+    rows = [*order, UNKNOWN]
+    unmeasured = torch.full((len(rows), sums.width), math.nan, dtype=torch.float64)
+    statistics = GateStatistics(
+        "no attribute" if reader is None else reader.attribute,
+        names,
+        dict(sums.columns),
+        torch.tensor([people.count[code] for code in rows], dtype=torch.int64),
+        torch.tensor([people.weight[code] for code in rows], dtype=torch.float64),
+        unmeasured,
+        unmeasured.clone(),
+        unmeasured.clone(),
+        torch.cat([squares[name] for name in sums.columns]),
+        model_checksum(plan.model),
+        frozen_note(plan),
+        importance,
+    )
+    say_small_groups(statistics, reader)
+    return statistics
