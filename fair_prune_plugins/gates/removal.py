@@ -8,7 +8,8 @@ silently, and ``nn.RMSNorm`` has no pruner at all. The two here replace them whe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -104,6 +105,18 @@ def traceable_outputs(outputs: Any) -> list[torch.Tensor]:
     return [t for t in output_tensors(outputs) if t.grad_fn is not None]
 
 
+@contextmanager
+def no_hooks_left(model: nn.Module) -> Iterator[None]:
+    """Take the hooks away that the host leaves in a model that fails while it is traced."""
+    hooks = [(m, set(m._forward_hooks)) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, before in hooks:
+            for key in module._forward_hooks.keys() - before:
+                del module._forward_hooks[key]
+
+
 def build_graph(
     model: nn.Module,
     example_inputs: Any,
@@ -124,11 +137,10 @@ def build_graph(
     # The host calls model(*inputs) first, which would unroll a bare tensor along its batch.
     inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) and forward_fn is None else example_inputs
     frozen = [p for p in model.parameters() if not p.requires_grad]
-    hooks = [(m, set(m._forward_hooks)) for m in model.modules()]
     try:
         for p in frozen:
             p.requires_grad_(True)
-        with torch.enable_grad(), warnings.catch_warnings():
+        with no_hooks_left(model), torch.enable_grad(), warnings.catch_warnings():
             # "Unwrapped parameters detected": the plan lists them as members, and says so in its own words.
             warnings.simplefilter("ignore")
             return tp.DependencyGraph().build_dependency(
@@ -146,9 +158,6 @@ def build_graph(
     finally:
         for p in frozen:
             p.requires_grad_(False)
-        for module, before in hooks:  # the host leaves its own behind when the model fails
-            for key in module._forward_hooks.keys() - before:
-                del module._forward_hooks[key]
 
 
 def channel_groups(graph: tp.DependencyGraph, model: nn.Module) -> tuple[dict[nn.Module, int], dict[nn.Module, int]]:

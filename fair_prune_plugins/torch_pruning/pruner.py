@@ -15,11 +15,19 @@ import torch_pruning as tp
 from torch import nn
 from torch.optim import Optimizer
 
-from fair_prune_plugins.errors import InputError, ScoreError, UnsupportedModelError
+from fair_prune_plugins.errors import FairPruneError, InputError, ScoreError, UnsupportedModelError
 from fair_prune_plugins.gates import CoupledGroup, GatePlan, UnitSet, build_plan
 from fair_prune_plugins.gates.calling import ForwardFn, call, moved, output_tensors, preserved, resized
+from fair_prune_plugins.gates.enumeration import roots_to_avoid
 from fair_prune_plugins.gates.plan import UNREACHED
-from fair_prune_plugins.gates.removal import build_graph, remove, traceable_outputs, with_norm_pruners
+from fair_prune_plugins.gates.removal import (
+    NO_GRAPH,
+    build_graph,
+    no_hooks_left,
+    remove,
+    traceable_outputs,
+    with_norm_pruners,
+)
 from fair_prune_plugins.gates.structure import OUTPUT, group_key, host_groups, read_groups
 from fair_prune_plugins.latency.alignment import Alignment, alignment_for
 from fair_prune_plugins.torch_pruning.choices import Choice, carried_out
@@ -47,6 +55,7 @@ MISSING_SCORES = (
     "{importance} gave no score for the coupled group of {layer!r}; add the layer to ignored_layers if it is "
     "to stay as it is"
 )
+SCORING = "while {importance} gave scores for the coupled group of {layer!r}: nothing was pruned"
 NOT_FINITE = "{importance} gave scores for {layer!r} that are not finite ({count} of {total}): nothing was pruned"
 WRONG_LENGTH = "{importance} gave {got} scores for {layer!r}, which has {expected} channels"
 NOTHING_TO_PRUNE = "no coupled group of the model can be pruned:\n{plan}"
@@ -72,6 +81,10 @@ DEFAULT_RATIO = 0.5
 INTERACTIVE_OPTIMIZER = (
     "an interactive step prunes while its groups are taken: take them inside rebinding(optimizer, model) instead of "
     "passing optimizer="
+)
+PRUNER_OF_ONE = (
+    "customized_pruners has a single {type} as key, which Torch-Pruning cannot look up; give that layer a class of its "
+    "own and use the class"
 )
 NO_STEPS_LEFT = "all {steps} steps were taken; make a new pruner to prune further"
 
@@ -102,7 +115,8 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         max_pruning_ratio: no group loses more than this fraction of its initial units.
         iterative_steps: number of ``step()`` calls in which the ratio is reached.
         iterative_pruning_ratio_scheduler: ``scheduler(ratio, steps) -> steps + 1`` cumulative ratios.
-        ignored_layers: modules (with all they contain) whose outputs keep their width; outputs of the model are found.
+        ignored_layers: modules (with all they contain) whose outputs keep their width, and bare parameters that stay
+            as they are; outputs of the model are found.
         round_to: which widths to keep: ``"auto"``, those that ONNX Runtime rewards on this machine (see
             :func:`~fair_prune_plugins.latency.alignment.alignment_for`, which other targets can be had from), multiples
             of a number of channels, or ``None`` for any. What is kept instead of what was asked is reported.
@@ -133,7 +147,7 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         max_pruning_ratio: float = 1.0,
         iterative_steps: int = 1,
         iterative_pruning_ratio_scheduler: Callable[[float, int], list[float]] | None = None,
-        ignored_layers: Sequence[nn.Module] | None = None,
+        ignored_layers: Sequence[nn.Module | nn.Parameter] | None = None,
         round_to: int | Alignment | Literal["auto"] | None = "auto",
         global_pruning: bool = False,
         isomorphic: bool = False,
@@ -166,10 +180,13 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         self._forward_fn = forward_fn
         self._output_transform = host_options.pop("output_transform", None) or traceable_outputs
         self._customized = host_options.pop("customized_pruners", None)
+        for key in self._customized or {}:
+            if isinstance(key, nn.Module):
+                raise InputError(PRUNER_OF_ONE.format(type=type(key).__name__))
         names = {p: name for name, p in model.named_parameters()}
         unwrapped = list(dict(host_options.pop("unwrapped_parameters", None) or {}).items())
         self._unwrapped = [(names[p], dim) for p, dim in unwrapped]
-        self._ignored_params = [names[p] for p in host_options.get("ignored_params", ())]
+        self._ignored_params = [names[p] for p in ignored_layers or () if isinstance(p, nn.Parameter)]
         self.target, self._gauge = target, None
         if target is not None:
             self._gauge = target.gauge(model, _fitted(model, example_inputs, 2), forward_fn)
@@ -179,39 +196,46 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             "iterative_pruning_ratio_scheduler": iterative_pruning_ratio_scheduler
         }  # fmt: skip
         frozen = [p for p in model.parameters() if not p.requires_grad]
-        with preserved(model), torch.enable_grad(), warnings.catch_warnings():
+        with preserved(model), no_hooks_left(model), torch.enable_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Unwrapped parameters detected")  # the plan lists them as members
             for p in frozen:
                 p.requires_grad_(True)
-            super().__init__(
-                model,
-                (example_inputs,)
-                if isinstance(example_inputs, torch.Tensor) and forward_fn is None
-                else example_inputs,
-                importance,
-                global_pruning=global_pruning,
-                pruning_ratio=pruning_ratio,
-                pruning_ratio_dict=None if pruning_ratio_dict is None else dict(pruning_ratio_dict),
-                max_pruning_ratio=max_pruning_ratio,
-                iterative_steps=iterative_steps,
-                **schedule,
-                ignored_layers=list(ignored_layers or ()),
-                round_to=None,
-                isomorphic=isomorphic,
-                # The host's defaults for these are dictionaries shared by all pruners, which it writes into.
-                in_channel_groups=dict(host_options.pop("in_channel_groups", None) or {}),
-                out_channel_groups=dict(host_options.pop("out_channel_groups", None) or {}),
-                num_heads=heads,
-                prune_num_heads=prune_num_heads,
-                prune_head_dims=prune_head_dims,
-                head_pruning_ratio=head_pruning_ratio,
-                head_pruning_ratio_dict=None if head_pruning_ratio_dict is None else dict(head_pruning_ratio_dict),
-                customized_pruners=with_norm_pruners(model, self._customized),
-                unwrapped_parameters=unwrapped,
-                forward_fn=forward_fn,
-                output_transform=self._output_transform,
-                **host_options,
-            )
+            try:
+                super().__init__(
+                    model,
+                    (example_inputs,)
+                    if isinstance(example_inputs, torch.Tensor) and forward_fn is None
+                    else example_inputs,
+                    importance,
+                    global_pruning=global_pruning,
+                    pruning_ratio=pruning_ratio,
+                    pruning_ratio_dict=None if pruning_ratio_dict is None else dict(pruning_ratio_dict),
+                    max_pruning_ratio=max_pruning_ratio,
+                    iterative_steps=iterative_steps,
+                    **schedule,
+                    ignored_layers=list(ignored_layers or ()),
+                    round_to=None,
+                    isomorphic=isomorphic,
+                    # The host's defaults for these are dictionaries shared by all pruners, which it writes into.
+                    in_channel_groups=dict(host_options.pop("in_channel_groups", None) or {}),
+                    out_channel_groups=dict(host_options.pop("out_channel_groups", None) or {}),
+                    num_heads=heads,
+                    prune_num_heads=prune_num_heads,
+                    prune_head_dims=prune_head_dims,
+                    head_pruning_ratio=head_pruning_ratio,
+                    head_pruning_ratio_dict=None if head_pruning_ratio_dict is None else dict(head_pruning_ratio_dict),
+                    customized_pruners=with_norm_pruners(model, self._customized),
+                    unwrapped_parameters=unwrapped,
+                    forward_fn=forward_fn,
+                    output_transform=self._output_transform,
+                    **host_options,
+                )
+            except FairPruneError:
+                raise
+            except Exception as error:
+                if "ignored_params" not in self.__dict__ or "_graph" in self.__dict__:
+                    raise  # before or after the host read the model: something else is wrong
+                raise UnsupportedModelError(NO_GRAPH.format(error=f"{type(error).__name__}: {error}")) from error
         for schedule_of in (self.per_step_pruning_ratio, *self.pruning_ratio_dict.values()):
             if len(schedule_of) <= iterative_steps or not all(0 <= r < 1 for r in schedule_of):
                 raise InputError(BAD_SCHEDULE.format(steps=iterative_steps, got=list(schedule_of)))
@@ -227,6 +251,16 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         :func:`~fair_prune_plugins.torch_pruning.replay` prunes a fresh model alike.
         """
         return self._recorder.history()
+
+    @property
+    def DG(self) -> tp.DependencyGraph:
+        """The host's dependency graph, which the host assigns; refused if its groups could not be enumerated."""
+        return self._graph
+
+    @DG.setter
+    def DG(self, graph: tp.DependencyGraph) -> None:
+        roots_to_avoid(graph, self.root_module_types, self.ignored_layers)
+        self._graph = graph
 
     def gate_plan(self) -> GatePlan:
         """The gate plan of the model as it is now; verdicts carry over from the proof made at construction."""
@@ -392,7 +426,11 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 continue
             if groups[name].status == "unproved":
                 raise UnsupportedModelError(UNPROVED.format(layer=name))
-            scores = self.importance(host)
+            try:
+                scores = self.importance(host)
+            except Exception as error:
+                error.add_note(SCORING.format(importance=self.importance, layer=name))
+                raise
             self._check_scores(scores, groups[name])
             assert scores is not None
             per_unit = {u.name: _unit_means(scores, u) for u in groups[name].unit_sets}

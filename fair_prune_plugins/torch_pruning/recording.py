@@ -160,7 +160,7 @@ class _Couplings:
             return
         owners, roots = self.members.setdefault((path, "outputs" if out else "inputs"), ([None] * width, [-1] * width))
         for channel, root in zip(item.idxs, item.root_idxs, strict=True):
-            if root is not None:
+            if root is not None and channel < width:  # misread splits and reshapes run past the layer
                 owners[channel], roots[channel] = group, int(root)
 
     def gone(self, entries: Iterable[Any]) -> dict[str, set[int]]:
