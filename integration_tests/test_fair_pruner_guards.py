@@ -20,7 +20,8 @@ from fair_prune_plugins.criteria import keep_fraction_schedule
 from fair_prune_plugins.errors import InputError, ScoreError, UnsupportedModelError
 from fair_prune_plugins.gates import build_plan
 from fair_prune_plugins.torch_pruning import pruner as pruner_module
-from fair_prune_plugins.torch_pruning.pruner import MISSING_SCORES, NO_STEPS_LEFT, WRONG_LENGTH
+from fair_prune_plugins.torch_pruning.pruner import NO_STEPS_LEFT
+from fair_prune_plugins.torch_pruning.scoring import MISSING_SCORES, WRONG_LENGTH
 from integration_tests.networks import CLASSES, build
 from integration_tests.pruning_oracles import Snapshot, faces, host_pruner, sample_loss
 

@@ -15,9 +15,9 @@ import torch_pruning as tp
 from torch import nn
 from torch.optim import Optimizer
 
-from fair_prune_plugins.errors import FairPruneError, InputError, ScoreError, UnsupportedModelError
-from fair_prune_plugins.gates import CoupledGroup, GatePlan, UnitSet, build_plan
-from fair_prune_plugins.gates.calling import ForwardFn, call, moved, output_tensors, preserved, resized
+from fair_prune_plugins.errors import FairPruneError, InputError, UnsupportedModelError
+from fair_prune_plugins.gates import CoupledGroup, GatePlan, build_plan
+from fair_prune_plugins.gates.calling import ForwardFn, moved, preserved, resized
 from fair_prune_plugins.gates.enumeration import roots_to_avoid
 from fair_prune_plugins.gates.plan import UNREACHED
 from fair_prune_plugins.gates.removal import (
@@ -29,20 +29,23 @@ from fair_prune_plugins.gates.removal import (
     with_norm_pruners,
 )
 from fair_prune_plugins.gates.structure import OUTPUT, group_key, host_groups, read_groups
-from fair_prune_plugins.latency.alignment import Alignment, alignment_for
+from fair_prune_plugins.latency.alignment import Alignment
 from fair_prune_plugins.torch_pruning.choices import Choice, carried_out
 from fair_prune_plugins.torch_pruning.cost_target import CostTarget
 from fair_prune_plugins.torch_pruning.counting import macs_and_params
 from fair_prune_plugins.torch_pruning.distributed import without_ddp
+from fair_prune_plugins.torch_pruning.dry_run import check_forward, check_widths, output_shapes
 from fair_prune_plugins.torch_pruning.heads import find_heads, heads_that_stay
 from fair_prune_plugins.torch_pruning.history import PruningHistory
 from fair_prune_plugins.torch_pruning.importances import FairImportance, settings_of
 from fair_prune_plugins.torch_pruning.optimizers import rebinding
 from fair_prune_plugins.torch_pruning.ranking import Ranked, Rules
 from fair_prune_plugins.torch_pruning.recording import HistoryRecorder
+from fair_prune_plugins.torch_pruning.scoring import unit_scores
 from fair_prune_plugins.torch_pruning.search import cheapest_ratio_within
 from fair_prune_plugins.torch_pruning.step_report import ReachedCost, StepReport, WidthReport
 from fair_prune_plugins.torch_pruning.transaction import transaction
+from fair_prune_plugins.torch_pruning.widths import alignment_of, has_conv_groups, judged_by, misaligned
 
 logger = logging.getLogger(__name__)
 
@@ -51,30 +54,13 @@ BAD_SCHEDULE = (
     "iterative_pruning_ratio_scheduler must give {steps} + 1 cumulative pruning ratios in [0, 1), the first for no "
     "step taken; it gave {got}"
 )
-MISSING_SCORES = (
-    "{importance} gave no score for the coupled group of {layer!r}; add the layer to ignored_layers if it is "
-    "to stay as it is"
-)
-SCORING = "while {importance} gave scores for the coupled group of {layer!r}: nothing was pruned"
-NOT_FINITE = "{importance} gave scores for {layer!r} that are not finite ({count} of {total}): nothing was pruned"
-WRONG_LENGTH = "{importance} gave {got} scores for {layer!r}, which has {expected} channels"
 NOTHING_TO_PRUNE = "no coupled group of the model can be pruned:\n{plan}"
 UNSUPPORTED = "not pruned: the coupled group of {layer!r}: {reason}"
 RATIO_AND_TARGET = "pruning_ratio and target both say how much goes; pass one of them"
-BAD_ROUND_TO = (
-    "round_to must be a positive number of channels, 'auto' (widths that ONNX Runtime rewards on this machine), an "
-    "Alignment, or None for any width; got {got!r}"
-)
-DRY_RUN = "the pruned model does not run ({error}); the model was put back as it was before this step"
-SHAPES = "pruning changed the shapes of the model's outputs from {before} to {after}"
-NOT_ACHIEVED = "{layer!r} has {got} channels after the step where {expected} were to stay"
 UNPROVED = (
     "the coupled group of {layer!r} was not there when the pruner was made, so its gates were never proved: the "
     "model's structure was changed by something else; make a new pruner"
 )
-AS_ASKED = "as asked"
-"""Source of an alignment that is a mere number."""
-
 DEFAULT_RATIO = 0.5
 """The host's."""
 
@@ -93,13 +79,12 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     """``torch_pruning.pruner.BasePruner`` that finds the outputs, proves its gates, and cannot leave a broken model
     behind.
 
-    What it adds to the host's pruner: output layers and groups whose removal the proof refuses are left alone and
-    told; sorted
-    LayerNorm pruning and RMSNorm pruning; dictionaries of its own (the host's defaults are shared between pruners); the
-    model's mode is kept; missing or non-finite scores raise; kept counts follow ``floor(size * (1 - ratio))``; ties and
-    ``max_pruning_ratio`` hold inside a step; attention modules learn their new head counts and sizes; frozen layers
-    are pruned
-    with their group, stay frozen, and are named; a dry forward after the step, and all is undone if it fails.
+    What it adds to the host's pruner: cost targets; widths that the runtime rewards; output layers and groups whose
+    removal the proof refuses are left alone and told; sorted LayerNorm pruning and RMSNorm pruning; dictionaries of its
+    own (the host's defaults are shared between pruners); the model's mode is kept; missing or non-finite scores raise;
+    kept counts follow ``floor(size * (1 - ratio))`` before they are aligned; ties and ``max_pruning_ratio`` hold inside
+    a step; attention modules learn their new head counts and sizes; frozen layers are pruned with their group, stay
+    frozen, and are named; a dry forward after the step, and all is undone if it fails.
 
     Args:
         model: the model; pruned in place. ``DistributedDataParallel`` is taken off (``pruner.model`` is what was
@@ -172,8 +157,8 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         if not 0 <= max_pruning_ratio <= 1:
             raise InputError(f"max_pruning_ratio must lie in [0, 1], got {max_pruning_ratio}")
         model = without_ddp(model)
-        self.alignment = _alignment(round_to)
-        self._runtime = _runtime(self.alignment)
+        self.alignment = alignment_of(round_to)
+        self._runtime = judged_by(self.alignment)
         if iterative_steps < 1:
             raise InputError(f"iterative_steps must be at least 1, got {iterative_steps}")
         self.example_inputs = example_inputs
@@ -311,12 +296,16 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         with transaction(self.model, self, self._rebuilt_graph), rebound:
             self.current_step += 1
             macs_before, params_before = self._macs_and_params()
-            shapes = self._output_shapes()
+            inputs = self._small_inputs(2)
+            shapes = output_shapes(self.model, inputs, self._forward_fn)
             choices, reached = self._chosen()
             rows = self._rows(choices)
             for host in self._removals(choices):
                 remove(self.DG, host)
-            self._verify(shapes, rows)
+            check_forward(self.model, inputs, self._forward_fn, shapes)
+            # All groups: one whose head dimensions are down to one has no prunable units left, but still has its heads.
+            groups = read_groups(self.DG, settings_of(self))
+            check_widths({u.name: u for g in groups for u in g.unit_sets}, rows)
             macs, params = self._macs_and_params()
         report = StepReport(
             self.current_step,
@@ -328,7 +317,7 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             params,
             dict(self.not_pruned),
             self._plan.frozen,
-            self._misaligned(choices),
+            misaligned(self.model, choices, self._runtime),
             reached,
         )
         logger.info("%s", report)
@@ -401,22 +390,6 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             if (decision := choice.decisions.get(units.name)) is not None
         )
 
-    def _misaligned(self, choices: Sequence[Choice]) -> tuple[str, ...]:
-        """Coupled groups that a choice leaves at a width outside the runtime's fast layout."""
-        grain, block = self._runtime.grain, self._runtime.block
-        found = []
-        for choice in choices:
-            width = choice.group.channels - len(choice.removed_roots())
-            convolutions = self._convolutions(choice.group)
-            # A dense convolution of less than a block of channels is in the layout at any width.
-            if width % grain and convolutions and (width >= block or any(map(_is_depthwise, convolutions))):
-                found.append(choice.group.name)
-        return tuple(found)
-
-    def _convolutions(self, group: CoupledGroup) -> list[nn.modules.conv._ConvNd]:
-        modules = (self.model.get_submodule(site.path) for site in (*group.producers, *group.consumers))
-        return [m for m in modules if isinstance(m, nn.modules.conv._ConvNd)]
-
     def _ranked(self, plan: GatePlan) -> list[Ranked]:
         groups = {g.name: g for g in plan.groups}
         ranked = []
@@ -426,39 +399,11 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 continue
             if groups[name].status == "unproved":
                 raise UnsupportedModelError(UNPROVED.format(layer=name))
-            try:
-                scores = self.importance(host)
-            except Exception as error:
-                error.add_note(SCORING.format(importance=self.importance, layer=name))
-                raise
-            self._check_scores(scores, groups[name])
-            assert scores is not None
-            per_unit = {u.name: _unit_means(scores, u) for u in groups[name].unit_sets}
-            if len(per_unit) > 1 and isinstance(self.importance, FairImportance):
-                # Root scores carry heads up to a constant of the layer, which a ranking over layers would feel.
-                per_unit = self.importance.unit_scores(groups[name])
+            scores = unit_scores(self.importance, host, groups[name])
             scope, ratio = self._scope(host, name)
-            grouped = any(m.groups > 1 and not _is_depthwise(m) for m in self._convolutions(groups[name]))
-            ranked.append(Ranked(groups[name], per_unit, scope, ratio, self._head_ratio(groups[name]), grouped))
+            grouped = has_conv_groups(self.model, groups[name])
+            ranked.append(Ranked(groups[name], scores, scope, ratio, self._head_ratio(groups[name]), grouped))
         return ranked
-
-    def _check_scores(self, scores: Any, group: CoupledGroup) -> None:
-        importance = self.importance if isinstance(self.importance, FairImportance) else type(self.importance).__name__
-        if scores is None:
-            raise ScoreError(MISSING_SCORES.format(importance=importance, layer=group.name))
-        if not isinstance(scores, torch.Tensor) or scores.shape != (group.channels,):
-            if not isinstance(scores, torch.Tensor):
-                got: object = type(scores).__name__
-            else:
-                got = len(scores) if scores.ndim == 1 else f"shape {tuple(scores.shape)}"
-            raise ScoreError(
-                WRONG_LENGTH.format(importance=importance, got=got, layer=group.name, expected=group.channels)
-            )
-        bad = ~torch.isfinite(scores)
-        if bad.any():
-            raise ScoreError(
-                NOT_FINITE.format(importance=importance, layer=group.name, count=int(bad.sum()), total=len(scores))
-            )
 
     def _scope(self, host: Any, name: str) -> tuple[str, float | None]:
         """Which ranking a group takes part in, and that ranking's own ratio if it has one: the host's rules."""
@@ -518,29 +463,6 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         """MACs of one sample and number of parameters, as the host counts them."""
         return macs_and_params(self.model, self._small_inputs(1), self._forward_fn)
 
-    @torch.no_grad()
-    def _output_shapes(self) -> list[torch.Size]:
-        twin = copy.deepcopy(self.model).eval()
-        return [t.shape for t in output_tensors(call(twin, self._small_inputs(2), self._forward_fn))]
-
-    def _verify(self, shapes: list[torch.Size], rows: Sequence[WidthReport]) -> None:
-        """Dry forward of a copy, and achieved widths against decided ones."""
-        try:
-            after = self._output_shapes()
-        except Exception as error:
-            raise UnsupportedModelError(DRY_RUN.format(error=f"{type(error).__name__}: {error}")) from error
-        if after != shapes:
-            before_text, after_text = ([tuple(s) for s in part] for part in (shapes, after))
-            raise UnsupportedModelError(DRY_RUN.format(error=SHAPES.format(before=before_text, after=after_text)))
-        # All groups: one whose head dimensions are down to one has no prunable units left, but still has its heads.
-        now = {u.name: u for g in read_groups(self.DG, settings_of(self)) for u in g.unit_sets}
-        for row in rows:
-            got = now[row.name].size if row.name in now else (1 if row.kept == 1 else 0)
-            if got != row.kept:
-                raise UnsupportedModelError(
-                    DRY_RUN.format(error=NOT_ACHIEVED.format(layer=row.name, got=got, expected=row.kept))
-                )
-
     def _rebuilt_graph(self) -> tp.DependencyGraph:
         with preserved(self.model):
             self.model.eval()
@@ -564,34 +486,3 @@ def _fitted(model: nn.Module, inputs: Any, samples: int) -> Any:
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     inputs = resized(inputs, samples)
     return inputs if parameter is None else moved(inputs, device=parameter.device, dtype=parameter.dtype)
-
-
-def _alignment(round_to: Any) -> Alignment | None:
-    if round_to is None or isinstance(round_to, Alignment):
-        return round_to
-    if round_to == "auto":
-        return alignment_for()
-    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
-        raise InputError(BAD_ROUND_TO.format(got=round_to))
-    return Alignment(round_to, round_to, f"round_to={round_to}", AS_ASKED)
-
-
-def _runtime(alignment: Alignment | None) -> Alignment:
-    """The alignment that widths are judged by: the one asked for, or what is known of this machine."""
-    if alignment is not None and alignment.source != AS_ASKED:
-        return alignment
-    try:
-        return alignment_for(measure=False)
-    except InputError:
-        return Alignment(1, 1, "a machine of which nothing is known", AS_ASKED)
-
-
-def _is_depthwise(module: nn.modules.conv._ConvNd) -> bool:
-    return module.groups == module.out_channels > 1
-
-
-def _unit_means(scores: torch.Tensor, units: UnitSet) -> torch.Tensor:
-    """The host's rule: a unit's score is the mean over its root channels."""
-    scores = scores.detach().double().cpu()
-    total = torch.zeros(units.size, dtype=torch.float64).index_add_(0, units.of_root, scores)
-    return total / torch.bincount(units.of_root, minlength=units.size)
