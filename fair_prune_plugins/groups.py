@@ -1,12 +1,11 @@
 """Who: sensitive groups of people, their names, and how a batch carries them.
 
 Two types. :class:`GroupLabels` says for each row of a *data set* which group the person belongs to.
-:class:`GroupReader`
-takes the same from one *batch* at a time, by key, index or callable, one or several attributes and their intersections.
+:class:`GroupReader` takes the same from one *batch* at a time, by key, index or callable, one or several attributes and
+their intersections.
 
-A value that is missing (``None``, NaN, an empty string, ``pandas.NA``, or a negative integer code) is *unknown*:
-such people are
-counted apart, never dropped and never merged into a group.
+A value that is missing (``None``, NaN, an empty string, ``pandas.NA``, or a negative integer code) is *unknown*: such
+people are counted apart, never dropped and never merged into a group.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ EMPTY_GROUPS = (
     "every group is unknown: none of the {n} rows has a known value of {attribute}; check the column or the callable"
 )
 NO_SUCH_KEY = (
-    "the batch has no {key!r} to take the sensitive group from; it is {have}. Pass groups= the right key, "
-    "index or a callable"
+    "the batch has no {key!r} to take the sensitive group from; it is {have}. Pass groups= the right key, index or a "
+    "callable"
 )
 WRONG_LENGTH = (
     "the sensitive group {attribute!r} has {got} values for a batch of {expected}; one value per sample is needed"
@@ -99,9 +98,8 @@ class GroupLabels:
 
         Args:
             columns: attribute name to its ``N`` values (strings, numbers, booleans; missing ones are unknown). With
-            more than
-                one attribute each combination that occurs is a group, and a person with any attribute unknown is
-                unknown.
+                more than one attribute each combination that occurs is a group, and a person with any attribute unknown
+                is unknown.
             names: the vocabulary to code against (so that two data sets share it); a value outside it is an error.
 
         Raises:
@@ -180,9 +178,8 @@ def statement(attribute: str, counts: Mapping[str, int], unknown: int, minimum: 
 class GroupReader:
     """Takes the sensitive group from batches, learning the groups' names as they appear.
 
-    Codes are given in order of appearance while reading; :attr:`order` sorts them by name at the end, so that what
-    is reported
-    does not depend on the order of the data.
+    Codes are given in order of appearance while reading; :attr:`order` sorts them by name at the end, so that what is
+    reported does not depend on the order of the data.
 
     Args:
         sources: attribute name to where a batch has it; several attributes make intersections.
@@ -235,7 +232,7 @@ class GroupReader:
 
         Raises:
             InputError: the key or index is not in the batch, or there is not one value per sample, or a value
-            outside ``names``.
+                outside ``names``.
         """
         columns = []
         for name, source in self.sources.items():

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points, packages_distributions
-from typing import Any, Generic, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fair_prune_plugins.errors import InputError
 
 T = TypeVar("T")
 
 DUPLICATE = "the {kind} {name!r} is registered already, by {first}; {second} may not take the same name"
+UNKNOWN_OPTION = "the {kind} {name!r} has no option {option!r}; it takes {have}"
+OPTION_VALUE = "{option} must be {allowed} for the {kind} {name!r}, got {value!r}"
 UNKNOWN = "there is no {kind} {name!r}; there are {have}.{hint}"
 FAILED = (
     "the entry point {entry!r} of the installed package {distribution} brings no {kind}: {error}. All other {plural} "
@@ -198,6 +201,56 @@ def _class_place(target: Callable[..., Any]) -> list[str]:
 def options_of(parameters: Sequence[inspect.Parameter]) -> dict[str, Any]:
     """Options and their defaults."""
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def check_options(
+    kind: str, name: str, target: Callable[..., Any], options: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    """Refuse options that an entry does not have, and values that its annotations rule out.
+
+    Args:
+        kind: what the entry is, for messages.
+        name: of the entry.
+        target: the function or class behind it. Options annotated with ``Literal`` take these values only.
+        options: its options and their defaults.
+        given: what was given for them.
+
+    Raises:
+        InputError: naming the option and what there is, or what it takes.
+    """
+    for option in given:
+        if option not in options:
+            have = sorted(options) or "none"
+            raise InputError(UNKNOWN_OPTION.format(kind=kind, name=name, option=option, have=have))
+    for option, allowed in _allowed_values(target).items():
+        if option not in given or given[option] is options.get(option):
+            continue
+        value = given[option]
+        if not any(isinstance(value, type(one)) and value == one for one in allowed):
+            either = " or ".join(map(repr, allowed))
+            raise InputError(OPTION_VALUE.format(kind=kind, name=name, option=option, allowed=either, value=value))
+
+
+def _allowed_values(target: Callable[..., Any]) -> dict[str, tuple[Any, ...]]:
+    """Argument name to the values it takes, of those annotated with ``Literal`` alone, or with ``Literal`` or None."""
+    function = target.__init__ if inspect.isclass(target) else inspect.unwrap(target)
+    try:
+        hints = get_type_hints(function)
+    except Exception:  # names that another package imports for type checkers alone: it checks values itself
+        return {}
+    found = {name: _literals(hint) for name, hint in hints.items()}
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _literals(hint: Any) -> tuple[Any, ...] | None:
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if hint is NoneType:
+        return (None,)
+    if get_origin(hint) not in (Union, UnionType):
+        return None
+    parts = [_literals(part) for part in get_args(hint)]
+    return None if None in parts else tuple(value for part in parts if part is not None for value in part)
 
 
 def _distribution(entry: EntryPoint) -> str:

@@ -1,6 +1,5 @@
-"""Small networks, one per structure the gates must understand. All take ``[N, 3, 16, 16]`` images and give ``[N,
-5]`` logits
-unless they say otherwise."""
+"""Small networks, one per structure the gates must understand. All take ``[N, 3, 16, 16]`` images and give ``[N, 5]``
+logits unless they say otherwise."""
 
 from __future__ import annotations
 

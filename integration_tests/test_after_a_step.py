@@ -20,6 +20,7 @@ import fair_prune_plugins.torch_pruning as fpt
 from fair_prune_plugins.errors import InputError, UnsupportedModelError
 from fair_prune_plugins.gates.removal import build_graph, remove
 from fair_prune_plugins.torch_pruning import FairPruner, MagnitudeImportance, rebinding, reestimate_batch_norm
+from fair_prune_plugins.torch_pruning import pruner as pruner_module
 from integration_tests.networks import NETWORKS, build, conv_bn, heads_of
 from integration_tests.pruning_oracles import faces, host_pruner
 
@@ -335,11 +336,11 @@ def test_layers_that_share_a_weight() -> None:
     assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in model.parameters()}
 
 
-def test_a_step_that_fails_leaves_the_optimizer_alone() -> None:
+def test_what_fails_after_pruning_leaves_the_optimizer_on_the_pruned_parameters() -> None:
     model = build("plain").double()
     optimizer = torch.optim.Adam(model.parameters())
     train(model, optimizer)
-    states = {p: s["exp_avg"].clone() for p, s in optimizer.state.items()}
+    moment = optimizer.state[model.get_submodule("body.0.0").weight]["exp_avg"].clone()  # type: ignore[index]
     graph = build_graph(model.eval(), images(2))
 
     def fails() -> None:
@@ -349,9 +350,61 @@ def test_a_step_that_fails_leaves_the_optimizer_alone() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         fails()
-    assert {p: s["exp_avg"].shape for p, s in optimizer.state.items()} == {p: m.shape for p, m in states.items()}
-    plain = tp.dependency.Group.prune
-    assert plain.__module__ == "torch_pruning.dependency.group"
+    assert in_order(model, optimizer)
+    live = model.get_submodule("body.0.0").weight
+    assert torch.equal(optimizer.state[live]["exp_avg"], moment[1:])  # type: ignore[index]
+    before = [p.clone() for p in model.parameters()]
+    train(model, optimizer, 1)
+    assert all(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert tp.dependency.Group.prune.__module__ == "torch_pruning.dependency.group"
+
+
+def test_a_step_that_is_rolled_back_leaves_the_optimizer_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("plain").double()
+    optimizer = torch.optim.Adam(model.parameters())
+    train(model, optimizer)
+    pruner = pruner_of(model)
+    parameters = list(model.parameters())
+    states = {p: {k: (v, v.clone()) for k, v in s.items()} for p, s in optimizer.state.items()}
+    shapes = [p.shape for p in parameters]
+
+    def fails(*_args: Any) -> None:
+        assert [p.shape for p in model.parameters()] != shapes, "nothing was pruned yet"
+        raise UnsupportedModelError("the pruned model does not run")
+
+    monkeypatch.setattr(pruner_module, "check_pruned", fails)
+
+    def steps() -> None:
+        with rebinding(optimizer, model):
+            pruner.step()
+
+    with pytest.raises(UnsupportedModelError, match="does not run") as raised:
+        steps()
+    assert not getattr(raised.value, "__notes__", [])
+    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in parameters]
+    assert optimizer.state.keys() == states.keys()
+    for p, kept in states.items():
+        for key, (tensor, values) in kept.items():
+            assert optimizer.state[p][key] is tensor
+            assert torch.equal(tensor, values)
+
+
+def test_what_fails_where_parameters_cannot_be_followed_says_so() -> None:
+    model = build("plain").double()
+    optimizer = torch.optim.Adam(model.parameters())
+    train(model, optimizer)
+    held = list(optimizer.param_groups[0]["params"])
+
+    def fails() -> None:
+        with rebinding(optimizer, model):
+            model.fc = nn.Linear(10, 3).double()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        fails()
+    assert "Adam still holds the parameters of before" in raised.value.__notes__[0]
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in held]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fair_prune_plugins import criteria
+from fair_prune_plugins import torch_pruning as fpt
 from fair_prune_plugins.criteria import keep_fraction_schedule, keep_fraction_steps, registry
 from fair_prune_plugins.criteria.fairgrape import NO_DENSE_SHARE, greedy_order, shares
 from fair_prune_plugins.criteria.taylor import EMPTY_GROUP, NO_GROUPS, SIGNED
@@ -305,6 +306,18 @@ def test_statistics_that_are_not_finite_never_become_finite_scores(name: str, ba
         criteria.get(name)(statistics)
 
 
+@pytest.mark.parametrize("name", ["taylor", *OVER_GROUPS])
+def test_values_are_refused_when_an_importance_is_made_not_after_the_data_pass(name: str) -> None:
+    allowed = "'absolute' or 'square' or 'signed' or 'elementwise'"
+    with pytest.raises(InputError) as raised:
+        fpt.importance(name, statistic="foo")
+    assert str(raised.value) == f"statistic must be {allowed} for the criterion {name!r}, got 'foo'"
+    with pytest.raises(InputError, match="target must be 'current' or 'dense' for the criterion 'fairgrape'"):
+        fpt.FairGRAPEImportance(target="foo")  # type: ignore[arg-type]
+    for statistic in ("absolute", "square", "signed", "elementwise"):
+        fpt.importance(name, statistic=statistic)
+
+
 # --- registry -----------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +328,30 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def register(name: str, function: Callable[..., Any], **facts: Any) -> None:
     criteria.criterion(name, summary="for a test", source="nowhere", **facts)(function)
+
+
+@pytest.mark.usefixtures("_own_registry")
+def test_values_of_foreign_criteria_are_checked_where_they_are_literals() -> None:
+    def foreign(
+        statistics: UnitStatistics,
+        *,
+        mode: Literal["a", 2] | None = None,
+        loose: Literal["a"] | float = 1.0,
+        free: str = "",
+    ) -> torch.Tensor:
+        return statistics.weight_square
+
+    def unresolved(statistics: Unheard, *, mode: Literal["a"] = "a") -> torch.Tensor:  # type: ignore[name-defined]  # noqa: F821
+        raise NotImplementedError
+
+    register("foreign", foreign)
+    register("unresolved", unresolved)
+    for options in ({"mode": "a"}, {"mode": 2}, {"mode": None}, {"loose": "b"}, {"free": 3}):
+        assert fpt.importance("foreign", **options).options == options
+    for value in ("b", [], torch.ones(2)):
+        with pytest.raises(InputError, match="mode must be 'a' or 2 or None for the criterion 'foreign', got"):
+            fpt.importance("foreign", mode=value)
+    fpt.importance("unresolved", mode="b")  # nobody can tell: the criterion's own business
 
 
 @pytest.mark.usefixtures("_own_registry")

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 import torch_pruning as tp
 from torch import nn
+from torch_pruning.dependency.group import Group
 
 from fair_prune_plugins import torch_pruning as fpt
 from fair_prune_plugins.errors import InputError, ScoreError, UnsupportedModelError
-from fair_prune_plugins.torch_pruning import pruner as pruner_module
 from integration_tests.networks import CLASSES, build
 from integration_tests.pruning_oracles import Tap, faces, gate_derivatives, host_pruner, sample_loss
 
@@ -263,16 +263,16 @@ def test_ignored_parameters_stay_even_after_a_failed_step(monkeypatch: pytest.Mo
     )
     pruner.step()
     assert (ours.channels.shape, ours.rows.shape) == ((10, 1, 1), (16, 1))
-    remove = pruner_module.remove
+    prune = Group.prune
 
-    def broken(graph: Any, group: Any) -> None:
-        remove(graph, group)
+    def broken(group: Any, *arguments: Any, **keywords: Any) -> None:
+        prune(group, *arguments, **keywords)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pruner_module, "remove", broken)
+    monkeypatch.setattr(Group, "prune", broken)
     with pytest.raises(KeyboardInterrupt):
         pruner.step()
-    monkeypatch.setattr(pruner_module, "remove", remove)
+    monkeypatch.setattr(Group, "prune", prune)
     pruner.step()
     assert (ours.channels.shape, ours.rows.shape, ours.first.out_channels) == ((7, 1, 1), (16, 1), 7)
 

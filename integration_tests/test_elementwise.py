@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,19 @@ from fair_prune_plugins.errors import InputError, ScoreError
 from fair_prune_plugins.gates import build_plan
 from fair_prune_plugins.gates.plan import GatePlan
 from fair_prune_plugins.groups import GroupReader
+from fair_prune_plugins.losses import (
+    CrossEntropy,
+    DenseAccuracy,
+    Distillation,
+    EqualisedLoss,
+    ExcessGapConstraint,
+    GroupBalancedCrossEntropy,
+    GroupDRO,
+    LossHook,
+    PerformanceWeightedLoss,
+)
 from fair_prune_plugins.statistics import GateStatistics, collect, collect_elementwise, model_checksum
-from fair_prune_plugins.statistics.elementwise import NO_GRADIENT
+from fair_prune_plugins.statistics.elementwise import COMPARES_BATCH, NO_GRADIENT
 from fair_prune_plugins.statistics.store import NOT_ADDITIVE
 from integration_tests.gate_oracles import counted_weights, lost_entries
 from integration_tests.networks import CLASSES, NETWORKS, build, heads_of
@@ -322,6 +333,49 @@ def test_gradients_that_are_not_there_or_not_finite_are_refused() -> None:
     assert str(raised.value) == NO_GRADIENT
     with pytest.raises(InputError, match="gradients of group 'female' are not finite, first at body"):
         measured(plan, [data], lambda outputs, targets: (outputs - outputs.detach()).sum(1).abs().sqrt())
+
+
+DENSE = DenseAccuracy(NAMES, (0.9, 0.8, 0.7), (6, 5, 4))
+COMPARING: dict[str, tuple[Callable[[nn.Module], LossHook], bool]] = {
+    "equalised": (lambda _: EqualisedLoss(NAMES), True),
+    "excess gap": (lambda _: ExcessGapConstraint(DENSE), True),
+    "dro": (lambda _: GroupDRO(NAMES), True),
+    "balanced": (lambda _: GroupBalancedCrossEntropy(NAMES), True),
+    "balanced by size": (lambda _: GroupBalancedCrossEntropy(dict.fromkeys(NAMES, 5)), False),
+    "distillation": (lambda model: Distillation(model, NAMES), True),
+    "distillation by size": (lambda model: Distillation(model, dict.fromkeys(NAMES, 5)), False),
+    "distillation, fixed": (lambda model: Distillation(model, NAMES, group_weights=[1.0, 2.0, 3.0]), False),
+    "normalised": (lambda model: PerformanceWeightedLoss(model, normalise=True), True),
+    "performance": (PerformanceWeightedLoss, False),
+    "cross-entropy": (lambda _: CrossEntropy(), False),
+}
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_losses_that_compare_the_people_of_a_batch_are_refused(name: str) -> None:
+    """What depends on who else is in a batch is not the same for other batches; everything else is."""
+    make, compares = COMPARING[name]
+    plan, data = planned("plain"), people(21)
+    hook = make(plan.model)
+    assert hook.compares_batch == compares
+    if isinstance(hook, EqualisedLoss | ExcessGapConstraint):
+        hook.multipliers.copy_(torch.tensor([0.5, 0.1, 0.2]))
+    loss = hook.for_statistics(groups="group", inputs="x", targets="y")
+    mixed, apart = (
+        torch.cat([loss(plan.model(part["x"]), part) for part in batches(data, size, order)])
+        for size, order in ((21, sorted(range(21), key=lambda n: str(data["group"][n]))), (1, None))
+    )
+    order = torch.tensor(sorted(range(21), key=lambda n: str(data["group"][n])))
+    assert torch.allclose(mixed, apart[order]) == (not compares)
+    if not compares:
+        assert measured(plan, batches(data, 5), loss, targets=None).elementwise is not None
+        return
+    with pytest.raises(InputError) as raised:
+        measured(plan, batches(data, 5), loss, targets=None)
+    assert str(raised.value) == COMPARES_BATCH.format(loss=type(hook).__name__)
+    # Gates are measured in the loader's own batches.
+    options: dict[str, Any] = {"groups": "group", "progress": False, "targets": None}
+    assert torch.isfinite(collect(plan, batches(data, 7), loss, **options).square).all()
 
 
 def test_a_mixed_batch_that_cannot_be_taken_apart_is_refused() -> None:

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 import torch_pruning as tp
 from torch import nn
+from torch_pruning.dependency.group import Group
 
 from fair_prune_plugins import torch_pruning as fpt
 from fair_prune_plugins.criteria import keep_fraction_schedule
 from fair_prune_plugins.errors import InputError, ScoreError, UnsupportedModelError
 from fair_prune_plugins.gates import build_plan
-from fair_prune_plugins.torch_pruning import pruner as pruner_module
 from fair_prune_plugins.torch_pruning.pruner import NO_STEPS_LEFT
 from fair_prune_plugins.torch_pruning.scoring import MISSING_SCORES, WRONG_LENGTH
 from integration_tests.networks import CLASSES, build
@@ -430,15 +430,15 @@ def test_a_step_whose_result_does_not_run_is_undone_and_the_next_pruner_goes_on(
 def broken(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Removal that works once and then raises what ``plan["error"]`` says."""
     plan: dict[str, Any] = {"error": None, "calls": 0}
-    real = pruner_module.remove
+    real = Group.prune
 
-    def remove(graph: Any, group: Any) -> None:
+    def prune(group: Any, *arguments: Any, **keywords: Any) -> None:
         plan["calls"] += 1
-        real(graph, group)
+        real(group, *arguments, **keywords)
         if plan["error"] is not None and plan["calls"] == 2:
             raise plan["error"]
 
-    monkeypatch.setattr(pruner_module, "remove", remove)
+    monkeypatch.setattr(Group, "prune", prune)
     return plan
 
 

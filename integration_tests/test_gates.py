@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import threading
 from typing import Any
 
 import pytest
@@ -12,8 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fair_prune_plugins.errors import UnsupportedModelError
 from fair_prune_plugins.gates import build_plan
+from fair_prune_plugins.gates.calling import copied
 from fair_prune_plugins.gates.plan import GatePlan
+from fair_prune_plugins.torch_pruning import FairPruner, MagnitudeImportance, rebinding
 from integration_tests.gate_oracles import (
     Closed,
     Net,
@@ -272,6 +277,59 @@ def test_what_the_example_inputs_hold_does_not_matter(example: str) -> None:
     }[example]
     plan = build_plan(model, inputs, num_heads=heads_of(model))
     assert [g.status for g in plan.prunable] == ["exact"] * 5
+
+
+class Remembers(nn.Module):
+    """Keeps activations in every way that modules do: by name, in containers, and inside a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = build("residual")
+        self.net.stem.register_forward_hook(self._keep)
+
+    @staticmethod
+    def _keep(module: nn.Module, _args: object, output: torch.Tensor) -> None:
+        module.seen = output
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.feat = self.net(x)
+        self.more = {"a": [self.feat, (self.feat * 2,)]}
+        return self.feat.relu()
+
+
+def test_a_model_that_keeps_what_it_computed_is_planned_and_pruned() -> None:
+    model, x = Remembers().eval(), torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = model(x).detach()
+    with pytest.raises(RuntimeError, match="Only Tensors created explicitly"):
+        copy.deepcopy(model)
+    feat, seen = model.feat, model.net.stem.seen
+    values = feat.detach().clone()
+    twin = copied(model)
+    assert torch.equal(twin.feat, values)
+    assert twin.feat.is_leaf
+    assert twin.more["a"][0] is twin.feat
+    torch.testing.assert_close(twin(x), expected)
+    plan = build_plan(model, x)
+    assert plan.prunable
+    pruner = FairPruner(model, x, MagnitudeImportance(), pruning_ratio=0.5, round_to=None)
+    assert model.feat is feat
+    assert model.net.stem.seen is seen
+    assert torch.equal(feat, values)
+    assert feat.grad_fn is not None
+    optimizer = torch.optim.Adam(model.parameters())
+    with rebinding(optimizer, model):
+        report = pruner.step()
+    assert report.widths
+    assert model.net.stem[0].out_channels < 10
+    assert torch.equal(feat, values)
+    model(x).sum().backward()
+
+
+def test_what_refuses_to_be_copied_is_named() -> None:
+    model = build("plain")
+    model.lock = threading.Lock()
+    with pytest.raises(UnsupportedModelError, match=r"the model cannot be copied.*lock"):
+        copied(model)
 
 
 def test_the_plan_is_the_same_every_time() -> None:

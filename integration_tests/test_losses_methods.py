@@ -421,6 +421,50 @@ def test_a_cache_tells_apart_what_is_shared_types_and_structure() -> None:
         torch.testing.assert_close(teacher.logits(inputs), torch.full((3, 2), expected, dtype=torch.float64))
 
 
+def test_a_cache_takes_lists_apart_by_person() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: list[str] = []
+
+        def __deepcopy__(self, memo: Any) -> Named:
+            return self
+
+        def forward(self, x: torch.Tensor, names: list[str]) -> torch.Tensor:
+            self.asked += names
+            return x + torch.tensor([len(name) for name in names])[:, None]
+
+    model = Named()
+    teacher = Teacher(model, cache=TeacherCache())
+    x, names = torch.zeros(3, 1, dtype=torch.float64), ["ab", "c", "defg"]
+    assert teacher.logits((x, names)).flatten().tolist() == [2, 1, 4]
+    assert teacher.logits((x[:2], ["c", "xyz"])).flatten().tolist() == [1, 3]  # only one of them is new
+    assert model.asked == ["ab", "c", "defg", "xyz"]
+
+
+class Remembers(nn.Module):
+    """Keeps what its forward computed, as many hand-written models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.kept = nn.Linear(3, 2), {"features": [torch.zeros(1)]}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.kept = {"features": [self.fc(x)]}
+        return self.kept["features"][0].relu()
+
+
+def test_a_teacher_of_a_model_that_keeps_an_activation() -> None:
+    model, x = Remembers(), torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    expected = model(x).detach()
+    feature = model.kept["features"][0]
+    before = feature.detach().clone()
+    torch.testing.assert_close(Teacher(model).logits(x[:2]), expected[:2])
+    assert model.kept["features"][0] is feature
+    assert feature.grad_fn is not None
+    assert torch.equal(feature, before)
+
+
 def test_a_full_cache_keeps_what_it_has_and_goes_on_asking() -> None:
     model = Says(1.0)
     teacher = Teacher(model, cache=TeacherCache(capacity=4))

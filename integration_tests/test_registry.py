@@ -182,7 +182,7 @@ def test_a_foreign_criterion_and_loss_work_like_built_in_ones(installed: Callabl
     importance = fpt.importance(config.name, **config.options)
     x = torch.randn(2, 3, 8, 8)
     pruner = fpt.FairPruner(model, x, importance, pruning_ratio=0.5, round_to=None)
-    importance.collect(pruner, example_inputs=x)
+    importance.collect(pruner)
     pruner.step()
     kept = [i for i in range(8) if any(torch.equal(first[i], row) for row in model[0].weight)]
 

@@ -19,7 +19,8 @@ from fair_prune_plugins.errors import InputError, ScoreError, StaleStatisticsErr
 from fair_prune_plugins.gates import build_plan
 from fair_prune_plugins.statistics import GateStatistics
 from fair_prune_plugins.statistics import collect as measure
-from fair_prune_plugins.torch_pruning.importances import HOST_LAYER_NORM, NO_EXAMPLE, NO_LOADER, SKIPPED, STALE
+from fair_prune_plugins.torch_pruning.importances import NO_EXAMPLE, NO_LOADER, SKIPPED, STALE
+from fair_prune_plugins.torch_pruning.planning import HAS_ITS_OWN, HOST_LAYER_NORM
 from fair_prune_plugins.torch_pruning.registration import TAKEN
 from integration_tests.networks import NETWORKS, build, heads_of
 from integration_tests.pruning_oracles import (
@@ -324,6 +325,15 @@ def test_what_cannot_be_collected_from_is_refused() -> None:
     with pytest.raises(InputError) as raised:
         fpt.MagnitudeImportance().collect(build("plain"))
     assert str(raised.value) == NO_EXAMPLE
+
+
+def test_what_a_fair_pruner_has_already_is_refused_not_ignored() -> None:
+    importance = fpt.TaylorImportance()
+    pruner = fpt.FairPruner(build("plain"), IMAGE, importance, pruning_ratio=0.5)
+    for argument, value in (("example_inputs", IMAGE), ("forward_fn", lambda model, inputs: model(inputs))):
+        with pytest.raises(InputError) as raised:
+            importance.collect(pruner, [faces()], sample_loss, progress=False, **{argument: value})
+        assert str(raised.value) == HAS_ITS_OWN.format(pruner="FairPruner", argument=argument)
 
 
 def test_the_host_is_told_that_its_layer_norm_pruning_is_wrong() -> None:

@@ -18,6 +18,7 @@ from fair_prune_plugins.gates import build_plan
 from fair_prune_plugins.gates.removal import update_attention_owners
 from fair_prune_plugins.gates.static_sizes import update_sizes
 from fair_prune_plugins.onnx import export
+from fair_prune_plugins.torch_pruning import pruner as pruner_module
 from fair_prune_plugins.torch_pruning.heads import HEADS_STAY, find_heads, heads_that_stay
 from fair_prune_plugins.workflow import model_store
 from integration_tests.gate_oracles import error, random_closed
@@ -279,11 +280,16 @@ def test_only_numbers_that_are_widths_follow() -> None:
         assert error(model(x), hidden @ dense.out.weight[:, b].T + dense.out.bias) < EXACT
 
 
-def test_a_step_that_is_undone_puts_the_numbers_back() -> None:
+def test_a_step_that_is_undone_puts_the_numbers_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Remembering().double().eval()
     pruner = pruner_of(model, pruning_ratio=0.5)
     before = (Snapshot.of(model), vars(model.settings).copy())
-    pruner._verify = lambda *_: (_ for _ in ()).throw(RuntimeError("sabotage"))  # type: ignore[method-assign]
+
+    def sabotage(*_: Any) -> None:
+        assert vars(model.settings) != before[1]  # the numbers had followed by then
+        raise RuntimeError("sabotage")
+
+    monkeypatch.setattr(pruner_module, "check_widths", sabotage)
     with pytest.raises(RuntimeError, match="sabotage"):
         pruner.step()
     assert (Snapshot.of(model), vars(model.settings)) == before

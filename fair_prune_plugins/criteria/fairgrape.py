@@ -1,8 +1,7 @@
 """FairGRAPE: keep every group's share of the importance (Lin, Kim & Joo, ECCV 2022, arXiv:2207.10888), on units.
 
 The paper prunes single weights layer by layer; here a unit of a coupled group takes a weight's place. The greedy
-selection does
-not depend on how many units are kept, so it is run to the end once and its order becomes the score.
+selection does not depend on how many units are kept, so it is run to the end once and its order becomes the score.
 """
 
 from __future__ import annotations
@@ -21,16 +20,15 @@ from fair_prune_plugins.statistics.store import UnitStatistics
 
 NO_DENSE_SHARE = (
     "target='dense' needs the groups' shares in the dense model, which come from the first collection on it; collect "
-    "with the same "
-    "importance before the first pruning step"
+    "with the same importance before the first pruning step"
 )
 OTHER_GROUPS = (
     "target='dense' keeps the dense model's shares, which are of the groups {dense}; these statistics are of {now}. "
     "Collect with the same groups"
 )
 TOO_FEW_STEPS = (
-    "keeping {kappa} per step reaches a pruning ratio of {reached:.4g} in {steps} steps, not {ratio:.4g}; "
-    "take at least {needed} steps"
+    "keeping {kappa} per step reaches a pruning ratio of {reached:.4g} in {steps} steps, not {ratio:.4g}; take at "
+    "least {needed} steps"
 )
 
 
@@ -51,9 +49,8 @@ def shares(importance: torch.Tensor) -> torch.Tensor:
 def greedy_order(importance: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The order in which the paper's greedy selection keeps units (section 3.3).
 
-    Each time the group whose share among the kept units is furthest below its target picks its most important unit
-    that is
-    still free.
+    Each time the group whose share among the kept units is furthest below its target picks its most important unit that
+    is still free.
 
     Args:
         importance: ``[G, U]``, not negative.
@@ -103,8 +100,7 @@ def fairgrape(
         statistic: the importance the shares are of: the square of gates' derivatives, or the paper's own, element by
             element of the weights.
         target: the shares to keep: those of the model as it is (the paper), or of the dense model (shares cannot
-        drift over
-            iterations).
+            drift over iterations).
 
     Raises:
         ScoreError: an empty group, or ``target="dense"`` without the dense model's statistics or with other groups.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fair_prune_plugins.errors import InputError, ScoreError
-from fair_prune_plugins.registry import Registry, options_of, place
+from fair_prune_plugins.registry import Registry, check_options, options_of, place
 from fair_prune_plugins.statistics.store import UnitStatistics
 
 CriterionFn = Callable[..., torch.Tensor]
@@ -21,7 +21,6 @@ BAD_SIGNATURE = (
     "{place}: a criterion takes exactly one positional argument, the UnitStatistics, and options as keywords with "
     "defaults; {problem}"
 )
-UNKNOWN_OPTION = "the criterion {name!r} has no option {option!r}; it takes {have}"
 BAD_SCORES = "the criterion {name!r} must return one score per unit ([{units}]), got {got}"
 
 
@@ -54,16 +53,12 @@ class Criterion:
         return options_of(list(inspect.signature(self.function).parameters.values())[1:])
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Refuse options the criterion does not have.
+        """Refuse options the criterion does not have, and values that an option annotated with ``Literal`` does not.
 
         Raises:
-            InputError: naming the option and what there is.
+            InputError: naming the option and what there is, or what it takes.
         """
-        for option in options:
-            if option not in self.options:
-                raise InputError(
-                    UNKNOWN_OPTION.format(name=self.name, option=option, have=sorted(self.options) or "none")
-                )
+        check_options("criterion", self.name, self.function, self.options, options)
 
     def __call__(self, statistics: UnitStatistics, **options: Any) -> torch.Tensor:
         """Scores, float64 ``[units]``.

@@ -1,9 +1,8 @@
 """First-order criteria: what a unit's removal would cost, per person, and how groups are put together.
 
 ``s`` is the derivative of a person's loss by the unit's gate; removing the unit changes that loss by about ``-s``.
-Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019 (arXiv:1906.10771), eq. 8 is
-``square`` on one
-gate per channel.
+Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019 (arXiv:1906.10771), eq. 8 is ``square``
+on one gate per channel.
 """
 
 from __future__ import annotations
@@ -22,12 +21,11 @@ Statistic = Literal["absolute", "square", "signed", "elementwise"]
 
 SIGNED = (
     "signed Taylor scores are driven to zero by training: on a trained model they say little about the effect of "
-    "removal, or the "
-    "opposite. Use statistic='absolute' or 'square'"
+    "removal, or the opposite. Use statistic='absolute' or 'square'"
 )
 EMPTY_GROUP = (
-    "{groups}: no person (or only zero sample weights) in the statistics; a criterion over groups needs "
-    "people from each"
+    "{groups}: no person (or only zero sample weights) in the statistics; a criterion over groups needs people from "
+    "each"
 )
 OTHER_PASS = (
     "statistic={statistic!r} is not in these statistics, which are of {have}: collect with "

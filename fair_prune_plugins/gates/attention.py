@@ -182,9 +182,8 @@ class Frames:
 class _Finder(TorchFunctionMode):
     """Recognises projections' output channels in the operands of contractions.
 
-    Every projection puts out its own channel numbers instead of values (``base + channel``, the same at each
-    position), so an
-    operand that is a reshaped (and perhaps scaled) piece of it tells where it comes from.
+    Every projection puts out its own channel numbers instead of values (``base + channel``, the same at each position),
+    so an operand that is a reshaped (and perhaps scaled) piece of it tells where it comes from.
     """
 
     def __init__(self, bases: Mapping[str, tuple[int, int]]) -> None:

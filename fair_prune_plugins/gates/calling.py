@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,13 +11,17 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fair_prune_plugins.errors import InputError
+from fair_prune_plugins.errors import InputError, UnsupportedModelError
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 """``forward_fn(model, inputs)``: for models that are not called as ``model(x)``, ``model(*inputs)`` or
 ``model(**inputs)``."""
 
 NO_TENSOR = "the model's inputs hold no tensor (got {kind}); pass a tensor, or a tuple, list or dict with tensors"
+NOT_COPYABLE = (
+    "the model cannot be copied ({reason}), and it is examined and measured on copies, to leave yours as it is. Keep "
+    "nothing in it that copy.deepcopy refuses: of a tensor that a forward computed, keep tensor.detach()"
+)
 
 
 def call(model: nn.Module, inputs: Any, forward_fn: ForwardFn | None = None) -> Any:
@@ -90,14 +95,36 @@ def generic(inputs: Any, seed: int) -> Any:
     return pytree.tree_map(vary, inputs)
 
 
+def copied(model: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Module:
+    """A deep copy of a model, also of one that keeps what its forward computed (``self.features = ...``).
+
+    Such tensors are part of a graph and refuse to be copied; the copy has their values, detached.
+
+    Args:
+        model: stays as it is.
+        instead: by ``id`` of something in the model, what the copy has in its place.
+
+    Raises:
+        UnsupportedModelError: the model holds something else that refuses.
+    """
+    memo = dict(instead or {})
+    for module in model.modules():
+        for leaf in pytree.tree_leaves(dict(module.__dict__)):
+            if isinstance(leaf, torch.Tensor) and not leaf.is_leaf:
+                memo[id(leaf)] = leaf.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # whatever a module's own __deepcopy__ or pickling raises
+        raise UnsupportedModelError(NOT_COPYABLE.format(reason=f"{type(error).__name__}: {error}")) from error
+
+
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Hand the model back as it was: every module's mode, attributes, ``requires_grad``, ``.grad`` and buffers,
-    whatever
-    happens inside.
+    whatever happens inside.
 
-    Hooks are the business of those who add them. Gradients are set aside, so that a backward pass inside starts
-    from none.
+    Hooks are the business of those who add them. Gradients are set aside, so that a backward pass inside starts from
+    none.
     """
     # The modes are among the attributes, and so is what a forward leaves behind (activations, counters).
     attributes = [(m, dict(m.__dict__)) for m in model.modules()]

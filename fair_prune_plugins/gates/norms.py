@@ -1,6 +1,5 @@
-"""Norms that mix channels, with statistics over the kept channels only: what LayerNorm, GroupNorm and RMSNorm
-compute once the
-closed channels are really gone.
+"""Norms that mix channels, with statistics over the kept channels only: what LayerNorm, GroupNorm and RMSNorm compute
+once the closed channels are really gone.
 """
 
 from __future__ import annotations

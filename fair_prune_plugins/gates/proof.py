@@ -1,10 +1,9 @@
 """The proof: random units closed by gates against the same units structurally removed, on a float64 copy.
 
 The proof is of the structure, so the copy's weights are drawn at random: trained or freshly initialised ones can hide a
-mistake (norms at their initial values, layer scales near zero, an output layer of zeros). All coupled groups are
-tried at
-once, with few, many and most units closed; only where that disagrees are they tried in halves, so a sound network costs
-three copies.
+mistake (norms at their initial values, layer scales near zero, an output layer of zeros). All coupled groups are tried
+at once, with few, many and most units closed; only where that disagrees are they tried in halves, so a sound network
+costs three copies.
 
 A second comparison, gates closed at the consumers alone, shows whether the consumers are all that reads the channels:
 what is closed exactly may still be measured incompletely.
@@ -12,7 +11,6 @@ what is closed exactly may still be measured incompletely.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ import torch_pruning as tp
 from torch import nn
 
 from fair_prune_plugins.gates.attention import Contraction
-from fair_prune_plugins.gates.calling import ForwardFn, call, output_tensors
+from fair_prune_plugins.gates.calling import ForwardFn, call, copied, output_tensors
 from fair_prune_plugins.gates.closing import Masks, closed_gates, masks_for, with_first_input
 from fair_prune_plugins.gates.norms import MIXING_NORMS
 from fair_prune_plugins.gates.removal import HEAD_ATTRIBUTES, remove, update_attention_owners
@@ -66,8 +64,7 @@ class Verdict:
     """What a comparison found: the relative error of closed against removed, or why there is none.
 
     ``unread`` is the relative error of closed at the consumers against closed everywhere; ``few`` the error with
-    few units
-    closed, where there were several comparisons.
+    few units closed, where there were several comparisons.
     """
 
     error: float | None
@@ -78,7 +75,7 @@ class Verdict:
 
 def randomised_copy(model: nn.Module, seed: int, dtype: torch.dtype) -> nn.Module:
     """A copy in eval mode with generic weights, norms and scales; see :func:`randomise`."""
-    twin = copy.deepcopy(model).to(device="cpu", dtype=dtype).eval()
+    twin = copied(model).to(device="cpu", dtype=dtype).eval()
     randomise(twin, torch.Generator().manual_seed(seed))
     return twin
 
@@ -86,9 +83,9 @@ def randomised_copy(model: nn.Module, seed: int, dtype: torch.dtype) -> nn.Modul
 def randomise(twin: nn.Module, generator: torch.Generator) -> None:
     """Draw a copy's weights, so that no term of the proof is zero by initialisation or by training.
 
-    Norm weights are drawn from U(0.5, 1.5), norm biases and running means from N(0, 0.3), running variances from
-    U(0.5, 1.5); weights of convolutions and linear layers from N(0, 2 / fan-in), their biases from N(0, 0.3);
-    parameters of other modules get N(0, 0.5) added.
+    Norm weights are drawn from U(0.5, 1.5), norm biases and running means from N(0, 0.3), running variances from U(0.5,
+    1.5); weights of convolutions and linear layers from N(0, 2 / fan-in), their biases from N(0, 0.3); parameters of
+    other modules get N(0, 0.5) added.
     """
 
     def uniform(t: torch.Tensor) -> torch.Tensor:
@@ -194,7 +191,7 @@ def compare(
     Returns:
         The largest absolute differences relative to the largest absolute output, or the reason why they cannot be had.
     """
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     try:
         graph = build(twin, inputs)
         removed_copy(twin, graph, groups, closed)
@@ -247,7 +244,7 @@ def unfelt(
         probes.setdefault(path, []).append((first.detach().clone(), nothing))
         return (first + nothing, *output[1:]) if isinstance(output, tuple) else first + nothing
 
-    def copied(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def cloned(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return with_first_input(args, kwargs, torch.clone)
 
     flags = [(p, p.requires_grad) for p in model.parameters()]
@@ -257,7 +254,7 @@ def unfelt(
     ]
     # What a consumer reads may be overwritten later, which autograd refuses.
     handles += [
-        model.get_submodule(path).register_forward_pre_hook(copied, with_kwargs=True)
+        model.get_submodule(path).register_forward_pre_hook(cloned, with_kwargs=True)
         for path in dict.fromkeys(s.path for g in groups for s in g.consumers)
     ]
     try:

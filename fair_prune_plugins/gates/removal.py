@@ -1,8 +1,8 @@
 """Removing units for real: the host's dependency graph, with norm pruners that are right.
 
 Torch-Pruning 1.6.1's own LayerNorm pruner leaves its keep list unsorted when few channels are kept and so permutes
-weights
-silently, and ``nn.RMSNorm`` has no pruner at all. The two here replace them wherever this package builds a graph.
+weights silently, and ``nn.RMSNorm`` has no pruner at all. The two here replace them wherever this package builds a
+graph.
 """
 
 from __future__ import annotations
@@ -181,6 +181,13 @@ def channel_groups(graph: tp.DependencyGraph, model: nn.Module) -> tuple[dict[nn
 
 def remove(graph: tp.DependencyGraph, group: Any) -> None:
     """Remove a coupled group's indices; parameters that were frozen stay frozen."""
+    with frozen_stay(graph, group):
+        group.prune()
+
+
+@contextmanager
+def frozen_stay(graph: tp.DependencyGraph, group: Any) -> Iterator[None]:
+    """Freeze what was frozen of a coupled group again after it was pruned: the host makes new parameters."""
     frozen = [
         (item.dep.target.module, name)
         for item in group
@@ -193,11 +200,13 @@ def remove(graph: tp.DependencyGraph, group: Any) -> None:
         for item in group
         if isinstance(item.dep.target.module, nn.Parameter) and not item.dep.target.module.requires_grad
     ]
-    group.prune()
-    for name in bare:
-        graph.model.get_parameter(name).requires_grad_(False)
-    for module, name in frozen:
-        module.get_parameter(name).requires_grad_(False)
+    try:
+        yield
+    finally:
+        for name in bare:
+            graph.model.get_parameter(name).requires_grad_(False)
+        for module, name in frozen:
+            module.get_parameter(name).requires_grad_(False)
 
 
 def update_attention_owners(

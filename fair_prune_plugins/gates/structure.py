@@ -1,8 +1,7 @@
 """Coupled groups and their units, read off the host's dependency graph.
 
-A *coupled group* is what must lose the same channels together. Its *units* are what the pruner removes together:
-one root
-channel, repeated over conv groups, norm groups or heads. Everything is keyed by module path, never by object.
+A *coupled group* is what must lose the same channels together. Its *units* are what the pruner removes together: one
+root channel, repeated over conv groups, norm groups or heads. Everything is keyed by module path, never by object.
 """
 
 from __future__ import annotations
@@ -76,9 +75,8 @@ class SizeAttribute:
 class UnitSet:
     """One way to cut a coupled group into units.
 
-    An attention group has two, head dimensions and whole heads, and each needs statistics of its own: absolute
-    values and
-    squares are taken after summing over a unit, so one cannot be had from the other.
+    An attention group has two, head dimensions and whole heads, and each needs statistics of its own: absolute values
+    and squares are taken after summing over a unit, so one cannot be had from the other.
 
     Attributes:
         name: key in the plan and in the statistics.

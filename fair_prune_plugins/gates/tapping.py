@@ -1,8 +1,7 @@
 """Measuring gates: per sample and unit, the derivative of the loss by the unit's gate, from one ordinary backward pass.
 
-``s[n, u] = sum over consumers and positions of x * dL_n/dx`` (x the consumer's input), read through an alias of
-``x`` that only
-that consumer sees. Parameters take no part: only activations carry gradients.
+``s[n, u] = sum over consumers and positions of x * dL_n/dx`` (x the consumer's input), read through an alias of ``x``
+that only that consumer sees. Parameters take no part: only activations carry gradients.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ class _Route:
     """From a site's channels to columns of the measurement.
 
     ``channels`` is sorted by column and every column of a route has equally many channels, so that summing is a
-    reshape: exact
-    to repeat on every device, which scattering is not.
+    reshape: exact to repeat on every device, which scattering is not.
     """
 
     channels: torch.Tensor | None  # None: all of them, in order

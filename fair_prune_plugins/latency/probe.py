@@ -35,6 +35,7 @@ class LatencyProbe:
     ) -> None:
         self._inputs, self._forward_fn = inputs, forward_fn
         self._threads, self._batch_size = threads, batch_size
+        self._arrays: dict[str, Any] = {}
         self._dense = self._exported(dense)
 
     def __call__(self, model: nn.Module) -> tuple[float, float]:
@@ -47,6 +48,7 @@ class LatencyProbe:
             files["candidate"].write_bytes(self._exported(model))
             report = benchmark(
                 files,
+                inputs=self._arrays,
                 threads=self._threads,
                 batch_size=self._batch_size,
                 min_seconds=MIN_SECONDS,
@@ -58,12 +60,15 @@ class LatencyProbe:
 
     def _exported(self, model: nn.Module) -> bytes:
         from fair_prune_plugins.onnx import export
+        from fair_prune_plugins.onnx.calling import Call
 
         called = model if self._forward_fn is None else _Called(model, self._forward_fn, type(self._inputs))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             # Whether both runtimes agree matters for what ships, not for how long a half-pruned network takes.
-            export(called, self._inputs, path, batch_sizes=(self._batch_size,), tolerance=1.0)
+            written = export(called, self._inputs, path, batch_sizes=(self._batch_size,), tolerance=1.0)
+            tensors = Call.of(self._inputs, "example_inputs").tensors
+            self._arrays = {name: t.numpy() for name, t in zip(written.inputs, tensors, strict=True)}
             return path.read_bytes()
 
 

@@ -47,6 +47,11 @@ class BatchLoss:
         self._reader = BatchReader(inputs, targets, weights)
         self._groups = _with_names(hook, groups)
 
+    @property
+    def compares_batch(self) -> bool:
+        """See :attr:`LossHook.compares_batch`."""
+        return self.hook.compares_batch
+
     def __call__(self, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
         """The loss of a batch.
 

@@ -67,6 +67,11 @@ class Distillation(TaughtLoss):
         self.sizes = sizes
         self._weights = _checked(group_weights, sizes.names)
 
+    @property
+    def compares_batch(self) -> bool:
+        """Only with ``group_weights="balanced"`` and without the groups' sizes in the training data."""
+        return self._weights is None and self.sizes.counts is None
+
     def sample_losses(self, batch: LossBatch) -> torch.Tensor:
         """Labels and imitation, mixed."""
         dense = self.dense_logits(batch)

@@ -41,6 +41,11 @@ class GroupBalancedCrossEntropy(LossHook):
         super().__init__(sizes, task=task, label_smoothing=label_smoothing, reduction=reduction)
         self.sizes = sizes
 
+    @property
+    def compares_batch(self) -> bool:
+        """Only without the groups' sizes in the training data."""
+        return self.sizes.counts is None
+
     def factors(self, batch: LossBatch, losses: torch.Tensor) -> torch.Tensor:
         """Inverse to the size of the person's group; 1 where the group is unknown."""
         weight = group_sums(batch.weights, batch.codes, len(self.sizes))

@@ -97,6 +97,14 @@ class LossHook(nn.Module):
         self.label_smoothing = label_smoothing
         self.reduction: Reduction = reduction
 
+    @property
+    def compares_batch(self) -> bool:
+        """Whether what a person counts depends on who else is in the batch, so that a batch of one group says nothing.
+
+        Taken for granted of losses with groups; one with fixed weights says otherwise.
+        """
+        return self.needs_groups
+
     def sample_losses(self, batch: LossBatch) -> torch.Tensor:
         """Each person's loss ``[N]``, with gradient."""
         return cross_entropy(batch.logits, batch.labels, batch.task, self.label_smoothing).mean(1)

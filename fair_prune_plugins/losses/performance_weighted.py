@@ -66,6 +66,11 @@ class PerformanceWeightedLoss(TaughtLoss):
             raise InputError(BAD_LABELS.format(labels=labels))
         self.theta, self.gamma, self.labels, self.normalise = theta, gamma, labels, normalise
 
+    @property
+    def compares_batch(self) -> bool:
+        """Only with ``normalise``, by the batch's mean."""
+        return self.normalise
+
     def sample_losses(self, batch: LossBatch) -> torch.Tensor:
         """``W_n CE(student, y~)``, the mean over labels in multi-label tasks."""
         require_hard(batch.labels, type(self).__name__)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.losses.hook import LossHook
-from fair_prune_plugins.registry import Registry, options_of, place
+from fair_prune_plugins.registry import Registry, check_options, options_of, place
 
 REQUIREMENTS = {
     "groups": "the sensitive groups of the training people",
@@ -27,7 +27,6 @@ BAD_SIGNATURE = (
     "{place}: a loss is a subclass of LossHook; its arguments have defaults, except those it must be given, which are "
     "named among {requirements}; {problem}"
 )
-UNKNOWN_OPTION = "the loss {name!r} has no option {option!r}; it takes {have}"
 MISSING = "the loss {name!r} needs {argument}=, {meaning}"
 
 HookClass = TypeVar("HookClass", bound=type[LossHook])
@@ -70,14 +69,12 @@ class Loss:
         return self.hook.needs_inputs
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Refuse options the loss does not have.
+        """Refuse options the loss does not have, and values that an option annotated with ``Literal`` does not.
 
         Raises:
-            InputError: naming the option and what there is.
+            InputError: naming the option and what there is, or what it takes.
         """
-        for option in options:
-            if option not in self.options:
-                raise InputError(UNKNOWN_OPTION.format(name=self.name, option=option, have=sorted(self.options)))
+        check_options("loss", self.name, self.hook, self.options, options)
 
     def make(self, *, groups: Any = None, teacher: Any = None, dense: Any = None, **options: Any) -> LossHook:
         """A hook, of what it asks for among what is given here, and its options.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from typing import Any
 
@@ -11,9 +10,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fair_prune_plugins.errors import InputError
-from fair_prune_plugins.gates.calling import ForwardFn, batch_size, call, moved
+from fair_prune_plugins.gates.calling import ForwardFn, batch_size, call, copied, moved
 from fair_prune_plugins.losses.labels import checked_logits
 from fair_prune_plugins.picking import Source, pick
+from fair_prune_plugins.statistics.batches import Leaves, rows
 from fair_prune_plugins.statistics.checksum import model_checksum
 from fair_prune_plugins.statistics.collecting import NO_SUCH_OUTPUT
 
@@ -80,7 +80,7 @@ class Teacher:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(NOT_A_MODEL.format(got=type(model).__name__))
-        self._model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._model = copied(model).eval().requires_grad_(False)
         self._output = output
         self._forward_fn = forward_fn
         self.cache = cache
@@ -102,7 +102,7 @@ class Teacher:
         known = [self.cache.get(self, p) for p in people]
         unknown = [i for i, logits in enumerate(known) if logits is None]
         if unknown:
-            fresh = self._ask(_rows(inputs, unknown, len(people)))
+            fresh = self._ask(rows(inputs, len(people), torch.tensor(unknown)))
             for i, logits in zip(unknown, fresh.cpu(), strict=True):
                 known[i] = logits.clone()
                 self.cache.put(self, people[i], logits.clone())
@@ -120,35 +120,30 @@ class Teacher:
         )
 
 
-def _rows(inputs: Any, rows: list[int], people: int) -> Any:
-    return pytree.tree_map(
-        lambda leaf: leaf[rows] if isinstance(leaf, torch.Tensor) and leaf.ndim and len(leaf) == people else leaf,
-        inputs,
-    )
-
-
 def _fingerprints(inputs: Any) -> list[bytes]:
     """One hash per person of everything in ``inputs`` that is theirs, and of everything that is shared."""
     people = batch_size(inputs)
-    leaves, structure = pytree.tree_flatten(inputs)
-    shared = hashlib.blake2b(str(structure).encode(), digest_size=16)
+    leaves = Leaves.of(inputs, people)
+    shared = hashlib.blake2b(str(leaves.spec).encode(), digest_size=16)
     own = []
-    for leaf in leaves:
+    for leaf, mine in zip(leaves.values, leaves.per_sample, strict=True):
         if not isinstance(leaf, torch.Tensor):
-            shared.update(repr(leaf).encode())
-            continue
-        mine = bool(leaf.ndim) and len(leaf) == people
-        shared.update(f"{leaf.dtype} {tuple(leaf.shape[1:] if mine else leaf.shape)} {mine}".encode())
-        data = leaf.detach().cpu().contiguous()
-        if mine:
-            own.append(data)
+            shared.update(b"one each" if mine else repr(leaf).encode())
+            data = [repr(entry).encode() for entry in leaf] if mine else None
         else:
-            shared.update(_bytes(data))
+            shared.update(f"{leaf.dtype} {tuple(leaf.shape[1:] if mine else leaf.shape)} {mine}".encode())
+            values = leaf.detach().cpu().contiguous()
+            data = [_bytes(row) for row in values] if mine else None
+            if not mine:
+                shared.update(_bytes(values))
+        if data is not None:
+            own.append(data)
     hashes = []
     for i in range(people):
         person = shared.copy()
         for data in own:
-            person.update(_bytes(data[i]))
+            person.update(f"{len(data[i])} ".encode())
+            person.update(data[i])
         hashes.append(person.digest())
     return hashes
 

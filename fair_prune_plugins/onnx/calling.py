@@ -6,7 +6,6 @@ graph has a list of inputs and a list of outputs. Everything that moves between 
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,22 +17,19 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree  # what torch.onnx flattens outputs with, so that both see one order
 
-from fair_prune_plugins.errors import ExportError, InputError
+from fair_prune_plugins.errors import ExportError, InputError, UnsupportedModelError
+from fair_prune_plugins.gates.calling import copied
 
 Array = npt.NDArray[Any]
 ModelInputs = Any
 """One tensor or array, a tuple or list of them (positional), or a mapping of names to them (keywords)."""
 
 NOT_INPUTS = (
-    "{what} must be a tensor, a tuple of tensors or a dict of names to tensors, got {got}; "
-    "bind other arguments into the model first, e.g. with a small wrapping module"
+    "{what} must be a tensor, a tuple of tensors or a dict of names to tensors, got {got}; bind other arguments into "
+    "the model first, e.g. with a small wrapping module"
 )
 NO_BATCH = "{what} has no rows: the first input must have the batch in dimension 0, got shape {shape}"
 NO_TENSORS = "the model returned {got}, in which there is no tensor; return tensors, tuples or dicts of them"
-NOT_COPYABLE = (
-    "the model cannot be copied ({reason}), and the export works on a copy to leave yours as it is; "
-    "detach tensors that are kept as plain attributes, or run the model once under torch.no_grad()"
-)
 
 
 @dataclass(frozen=True)
@@ -156,9 +152,9 @@ def settled_copy(model: nn.Module) -> nn.Module:
         ExportError: the model cannot be copied.
     """
     try:
-        twin = copy.deepcopy(model)
-    except Exception as error:  # whatever a module's own __deepcopy__ or pickling raises
-        raise ExportError(NOT_COPYABLE.format(reason=f"{type(error).__name__}: {error}")) from error
+        twin = copied(model)
+    except UnsupportedModelError as error:
+        raise ExportError(str(error)) from error
     return twin.cpu().float().eval().requires_grad_(False)
 
 

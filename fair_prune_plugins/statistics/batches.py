@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -32,8 +32,7 @@ class BatchReader:
     Args:
         inputs: where the model's inputs are; ``"auto"`` is the first item of a tuple, or a key among ``INPUT_KEYS``.
         targets: where the targets are; ``"auto"`` is the second item of a tuple, or a key among ``TARGET_KEYS``;
-        ``None`` means
-            that the loss takes the whole batch.
+            ``None`` means that the loss takes the whole batch.
         weights: where sample weights are, if there are any.
     """
 
@@ -87,16 +86,54 @@ class BatchReader:
         raise InputError(AMBIGUOUS.format(what=what, have=contents(batch), argument=what))
 
 
-def rows(tree: Any, samples: int, first: int, last: int) -> Any:
-    """Samples ``first`` to ``last`` of everything in ``tree`` that has one entry per sample."""
+@dataclass(frozen=True)
+class Leaves:
+    """What a batch, or a part of one, is made of.
 
-    def cut(leaf: Any) -> Any:
-        return leaf[first:last] if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == samples else leaf
+    Attributes:
+        values: tensors, lists with one entry per sample, and single other things.
+        per_sample: which of them have one entry per sample; the others are the same for all samples.
+        spec: how they are nested.
+    """
 
-    def is_list(node: Any) -> bool:
-        return isinstance(node, list) and len(node) == samples and not any(isinstance(v, torch.Tensor) for v in node)
+    values: Sequence[Any]
+    per_sample: Sequence[bool]
+    spec: pytree.TreeSpec
 
-    def cut_list(leaf: Any) -> Any:
-        return leaf[first:last] if is_list(leaf) else cut(leaf)
+    @classmethod
+    def of(cls, tree: Any, samples: int) -> Leaves:
+        """Take any nesting of tuples, lists and dicts apart.
 
-    return pytree.tree_map(cut_list, tree, is_leaf=is_list)
+        Tensors whose first dimension is ``samples`` and lists of as many things other than tensors go by sample.
+        """
+
+        def is_list(node: Any) -> bool:
+            if not isinstance(node, list) or len(node) != samples:
+                return False
+            return not any(isinstance(value, torch.Tensor) for value in node)
+
+        values, spec = pytree.tree_flatten(tree, is_leaf=is_list)
+        own = [is_list(v) or (isinstance(v, torch.Tensor) and v.ndim > 0 and len(v) == samples) for v in values]
+        return cls(values, own, spec)
+
+    def rows(self, which: slice | torch.Tensor) -> Leaves:
+        """The same of some samples: a slice, or an int64 tensor of their numbers."""
+        pairs = zip(self.values, self.per_sample, strict=True)
+        return Leaves([_entries(v, which) if own else v for v, own in pairs], self.per_sample, self.spec)
+
+    def tree(self) -> Any:
+        """Nested as it was."""
+        return pytree.tree_unflatten(list(self.values), self.spec)
+
+
+def rows(tree: Any, samples: int, which: slice | torch.Tensor) -> Any:
+    """Some samples of everything in ``tree`` that has one entry per sample; see :class:`Leaves`."""
+    return Leaves.of(tree, samples).rows(which).tree()
+
+
+def _entries(value: Any, which: slice | torch.Tensor) -> Any:
+    if isinstance(which, slice):
+        return value[which]
+    if isinstance(value, torch.Tensor):
+        return value[which.to(value.device)]
+    return [value[i] for i in which.tolist()]

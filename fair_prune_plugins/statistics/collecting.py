@@ -1,8 +1,7 @@
 """One pass over data that measures every gate for every sensitive group.
 
 Eval mode, parameters without gradients, nothing stepped, and the model handed back exactly as it was, also after an
-exception
-or an interrupt. The cost is that of one ordinary backward pass, whatever the number of groups.
+exception or an interrupt. The cost is that of one ordinary backward pass, whatever the number of groups.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from fair_prune_plugins.picking import Source, pick
 from fair_prune_plugins.statistics.batches import AUTO, BatchReader, BatchSource
 from fair_prune_plugins.statistics.checksum import model_checksum
 from fair_prune_plugins.statistics.sample_losses import NOT_DIFFERENTIABLE, LossFn, Reduction, SampleLosses
-from fair_prune_plugins.statistics.store import EVERYONE, GateStatistics
+from fair_prune_plugins.statistics.store import EVERYONE, GateStatistics, first_not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +33,8 @@ Groups = GroupReader | GroupSource | Sequence[GroupSource] | Mapping[str, GroupS
 NO_DATA = "the loader yielded no sample; statistics need data"
 NO_GATES = "no coupled group of the model can be pruned:\n{plan}"
 FORWARD_FAILED = (
-    "the model fails on batch {batch} ({error}); its inputs are {shapes}. Images are expected channels first, as "
-    "the model takes them; pass inputs= where the batch has them"
+    "the model fails on batch {batch} ({error}); its inputs are {shapes}. Images are expected channels first, as the "
+    "model takes them; pass inputs= where the batch has them"
 )
 NO_SUCH_OUTPUT = "output={key!r} is not in what the model returns, {have}"
 NOT_FINITE = (
@@ -125,7 +124,7 @@ def collect(
 
             values = _measure(plan, meter, model_inputs, device, samples, number, total_loss)
             if not torch.isfinite(values).all():
-                raise InputError(NOT_FINITE.format(batch=number, name=_first_bad(values, meter)))
+                raise InputError(NOT_FINITE.format(batch=number, name=first_not_finite(meter.columns, values)))
             totals.add(codes, sample_weights, values.cpu())
     if not int(totals.people.sum()) and not allow_empty:
         raise InputError(NO_DATA)
@@ -266,8 +265,3 @@ def say_small_groups(statistics: GateStatistics, reader: GroupReader | None) -> 
     """Log how large the groups are, where some are too small to judge or people are in none."""
     if reader is not None and (statistics.unknown or min(statistics.counts.values(), default=0) < SMALL_GROUP):
         logger.warning("%s", statistics.statement())
-
-
-def _first_bad(values: torch.Tensor, meter: GateMeter) -> str:
-    column = int((~torch.isfinite(values)).any(0).nonzero()[0])
-    return next(name for name, (first, size) in meter.columns.items() if first <= column < first + size)

@@ -39,7 +39,7 @@ from fair_prune_plugins.statistics.collecting import (
 )
 from fair_prune_plugins.statistics.regrouping import HeldBack, PureBatch
 from fair_prune_plugins.statistics.sample_losses import LossFn, Reduction, SampleLosses
-from fair_prune_plugins.statistics.store import EVERYONE, GateStatistics
+from fair_prune_plugins.statistics.store import EVERYONE, GateStatistics, first_not_finite
 
 HALF = (torch.float16, torch.bfloat16)
 """Gradients of these types are summed in single precision."""
@@ -54,6 +54,12 @@ NO_GRADIENT = (
 )
 NOT_FINITE = (
     "the weights' gradients of group {group!r} are not finite, first at {name}: the backward pass overflowed there"
+)
+COMPARES_BATCH = (
+    "{loss} compares the people of a batch with one another, and element-wise statistics are computed from batches of "
+    "one group each, where there is nobody to compare with. Take cross-entropy, a loss whose weights do not depend on "
+    "the batch (group_balanced or distillation with the groups' sizes in groups=, performance_weighted without "
+    "normalise), or statistics of gates (statistic='square')"
 )
 
 
@@ -96,11 +102,14 @@ def collect_elementwise(
 
     Raises:
         InputError: as for :func:`~fair_prune_plugins.statistics.collect`; a group without people; mixed batches that
-            cannot be taken apart.
+            cannot be taken apart; a loss hook that compares the groups of a batch (``LossHook.compares_batch``).
         UnsupportedModelError: a unit set that no weight leaves with.
     """
     if not plan.units:
         raise InputError(NO_GATES.format(plan=plan.describe()))
+    if groups is not None and getattr(loss_fn, "compares_batch", False):
+        hook = getattr(loss_fn, "hook", loss_fn)
+        raise InputError(COMPARES_BATCH.format(loss=type(hook).__name__))
     reader = BatchReader(inputs, targets, weights)
     # A copy of a given reader: names that it learned from other data are not groups of this data.
     group_reader = None if groups is None else replace(as_reader(groups))
@@ -148,7 +157,8 @@ def collect_elementwise(
                 computed(pure)
             importance[row] = sums.importance(code, people.weight[code])
             if not torch.isfinite(importance[row]).all():
-                raise InputError(NOT_FINITE.format(group=names[row], name=sums.first_bad(importance[row])))
+                name = first_not_finite(sums.columns, importance[row])
+                raise InputError(NOT_FINITE.format(group=names[row], name=name))
     return _finished(plan, sums, people, group_reader, names, order, importance)
 
 
@@ -206,11 +216,6 @@ class _GradientSums:
                 first, size = self.columns[part.units]
                 result[first : first + size] += part.unit_sums(square)
         return result / weight**2
-
-    def first_bad(self, importance: torch.Tensor) -> str:
-        """Name of the first unit set that is not finite."""
-        column = int((~torch.isfinite(importance)).nonzero()[0])
-        return next(name for name, (first, size) in self.columns.items() if first <= column < first + size)
 
 
 class _People:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.groups import UNKNOWN
+from fair_prune_plugins.statistics.batches import Leaves
 
 NOT_DIVISIBLE = (
     "a batch of several groups must be taken apart by person, and it holds a {kind}, which cannot be; yield tensors "
@@ -88,43 +88,30 @@ class HeldBack:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some samples of one batch: the leaves of its tree, and which of them have one entry per sample."""
+    """Some samples of one batch."""
 
     samples: int
-    leaves: Sequence[Any]
-    per_sample: Sequence[bool]
-    spec: pytree.TreeSpec
+    leaves: Leaves
 
     def fits(self, other: _Piece) -> bool:
-        if self.spec != other.spec or self.per_sample != other.per_sample:
+        mine, theirs = self.leaves, other.leaves
+        if mine.spec != theirs.spec or mine.per_sample != theirs.per_sample:
             return False
-        return all(map(_alike, self.leaves, other.leaves, self.per_sample))
+        return all(map(_alike, mine.values, theirs.values, mine.per_sample))
 
     def cut(self, at: int) -> tuple[_Piece, _Piece]:
-        both = []
-        for part in (slice(None, at), slice(at, None)):
-            leaves = [leaf[part] if own else leaf for leaf, own in zip(self.leaves, self.per_sample, strict=True)]
-            samples = at if part.stop is not None else self.samples - at
-            both.append(_Piece(samples, leaves, self.per_sample, self.spec))
-        return both[0], both[1]
+        before, after = self.leaves.rows(slice(None, at)), self.leaves.rows(slice(at, None))
+        return _Piece(at, before), _Piece(self.samples - at, after)
 
 
 def _taken(tree: Any, samples: int, rows: torch.Tensor) -> _Piece:
-    def is_sample_list(node: Any) -> bool:
-        return isinstance(node, list) and len(node) == samples and not any(isinstance(v, torch.Tensor) for v in node)
-
-    leaves, spec = pytree.tree_flatten(tree, is_leaf=is_sample_list)
-    own = [is_sample_list(v) or (isinstance(v, torch.Tensor) and v.ndim > 0 and len(v) == samples) for v in leaves]
+    leaves = Leaves.of(tree, samples)
     if len(rows) < samples:
-        for leaf, per_sample in zip(leaves, own, strict=True):
-            if not per_sample and not isinstance(leaf, (torch.Tensor, *PLAIN)):
-                raise InputError(NOT_DIVISIBLE.format(kind=type(leaf).__name__))
-        leaves = [_rows(leaf, rows) if per_sample else leaf for leaf, per_sample in zip(leaves, own, strict=True)]
-    return _Piece(len(rows), leaves, own, spec)
-
-
-def _rows(leaf: Any, rows: torch.Tensor) -> Any:
-    return leaf[rows.to(leaf.device)] if isinstance(leaf, torch.Tensor) else [leaf[i] for i in rows.tolist()]
+        for value, per_sample in zip(leaves.values, leaves.per_sample, strict=True):
+            if not per_sample and not isinstance(value, (torch.Tensor, *PLAIN)):
+                raise InputError(NOT_DIVISIBLE.format(kind=type(value).__name__))
+        leaves = leaves.rows(rows)
+    return _Piece(len(rows), leaves)
 
 
 def _alike(a: Any, b: Any, per_sample: bool) -> bool:
@@ -137,16 +124,16 @@ def _alike(a: Any, b: Any, per_sample: bool) -> bool:
 
 
 def _joined(pieces: Sequence[_Piece]) -> Any:
-    first = pieces[0]
+    first = pieces[0].leaves
     if len(pieces) == 1:
-        return pytree.tree_unflatten(list(first.leaves), first.spec)
-    leaves = []
+        return first.tree()
+    values = []
     for place, own in enumerate(first.per_sample):
-        parts = [p.leaves[place] for p in pieces]
+        parts = [p.leaves.values[place] for p in pieces]
         if not own:
-            leaves.append(parts[0])
+            values.append(parts[0])
         elif isinstance(parts[0], torch.Tensor):
-            leaves.append(torch.cat(parts))
+            values.append(torch.cat(parts))
         else:
-            leaves.append([v for part in parts for v in part])
-    return pytree.tree_unflatten(leaves, first.spec)
+            values.append([v for part in parts for v in part])
+    return Leaves(values, first.per_sample, first.spec).tree()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, starmap
 from typing import Any, Literal
 
 import torch
@@ -17,16 +17,13 @@ LossFn = Callable[[Any, Any], torch.Tensor]
 Reduction = Literal["auto", "none", "mean", "sum"]
 
 NO_REDUCTION = (
-    "the loss is a single number, but neither the mean nor the sum of its samples' losses: it gives {got:.6g} for "
-    "the batch, its "
-    "samples apart have mean {mean:.6g} and sum {total:.6g}. Class weights, ignored targets and batch-wise "
-    "terms do that. "
-    "Return one loss per sample instead (reduction='none')"
+    "the loss is a single number, but neither the mean nor the sum of its samples' losses: it gives {got:.6g} for the "
+    "batch, its samples apart have mean {mean:.6g} and sum {total:.6g}. Class weights, ignored targets and batch-wise "
+    "terms do that. Return one loss per sample instead (reduction='none')"
 )
 OTHER_REDUCTION = (
     "reduction={declared!r} was declared, but the loss gives {got:.6g} for the batch where the {declared} of its "
-    "samples' losses is "
-    "{expected:.6g}. Declare what it does, or return one loss per sample (reduction='none')"
+    "samples' losses is {expected:.6g}. Declare what it does, or return one loss per sample (reduction='none')"
 )
 WRONG_SHAPE = "the loss must be one value per sample ({samples} samples) or a single number, got shape {shape}"
 NOT_PER_SAMPLE = "reduction='none' was declared, but the loss is a single number; pass a loss with one value per sample"
@@ -35,12 +32,12 @@ WEIGHTED_SCALAR = (
 )
 LOSS_FAILED = "the loss failed on batch {batch}: {error}. It was called with outputs {outputs} and {targets}.{hint}"
 STRUCTURED_HINT = (
-    " The model returns {kind}: pass output= a key, an index or a callable that takes the logits out of it, "
-    "or a loss that does."
+    " The model returns {kind}: pass output= a key, an index or a callable that takes the logits out of it, or a loss "
+    "that does."
 )
 NOT_FINITE = (
-    "the loss is not finite on batch {batch} (samples {samples} of it): check these inputs and targets, or "
-    "the model's outputs there"
+    "the loss is not finite on batch {batch} (samples {samples} of it): check these inputs and targets, or the "
+    "model's outputs there"
 )
 NOT_IN_PARTS = (
     "the loss is a single number, and to check what it is of its samples' losses it was called with parts of the "
@@ -58,8 +55,7 @@ class SampleLosses:
     Args:
         loss_fn: returns ``[N]``, ``[N, ...]`` (averaged over all but the samples), or a single number.
         reduction: what a single number is of the samples' losses. ``"auto"`` takes the loss's own ``reduction``
-        attribute
-            if it has one, and otherwise whichever of mean and sum the check finds.
+            attribute if it has one, and otherwise whichever of mean and sum the check finds.
     """
 
     def __init__(self, loss_fn: LossFn, reduction: Reduction = "auto") -> None:
@@ -131,7 +127,8 @@ class SampleLosses:
     def _parts(self, outputs: Any, targets: Any, samples: int, parts: int) -> torch.Tensor:
         """The loss of ``parts`` slices of the batch, float64."""
         cuts = [samples * k // parts for k in range(parts + 1)]
-        slices = [(rows(outputs, samples, a, b), rows(targets, samples, a, b)) for a, b in pairwise(cuts)]
+        which = list(starmap(slice, pairwise(cuts)))
+        slices = [(rows(outputs, samples, part), rows(targets, samples, part)) for part in which]
         try:
             return torch.tensor([float(self.loss_fn(o, t)) for o, t in slices], dtype=torch.float64)
         except Exception as error:

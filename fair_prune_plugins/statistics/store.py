@@ -23,8 +23,8 @@ STATES = ("people", "weight", "sum", "absolute", "square")
 """The states that add up over batches, files and ranks."""
 
 OTHER_UNITS = (
-    "these statistics are of other units: {here} against {there}; they can be merged only if the model had "
-    "the same structure"
+    "these statistics are of other units: {here} against {there}; they can be merged only if the model had the same "
+    "structure"
 )
 OTHER_ATTRIBUTE = "these statistics are by {here!r} and by {there!r}; merge statistics by the same sensitive attribute"
 OTHER_MODEL = (
@@ -36,6 +36,17 @@ NOT_ADDITIVE = (
     "in one pass over all the data"
 )
 NOT_STATISTICS = "{path} holds no gate statistics: {why}"
+
+
+def first_not_finite(columns: Mapping[str, tuple[int, int]], values: torch.Tensor) -> str:
+    """Name of the first unit set with a value that is not finite.
+
+    Args:
+        columns: unit-set name to its first column and its width.
+        values: ``[..., columns]``, not all finite.
+    """
+    column = int((~torch.isfinite(values)).reshape(-1, values.shape[-1]).any(0).nonzero()[0])
+    return next(name for name, (first, size) in columns.items() if first <= column < first + size)
 
 
 @dataclass(frozen=True)

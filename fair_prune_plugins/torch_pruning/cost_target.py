@@ -25,6 +25,8 @@ TOLERANCES: dict[Quantity, float] = {"macs": 0.01, "params": 0.01, "latency": 0.
 ONE_QUANTITY = "a CostTarget is one of macs, params, latency or latency_ms, got {got}"
 BAD_FRACTION = "CostTarget({name}=...) is a fraction of the dense model's, above 0 and below 1, got {value!r}"
 BAD_MS = "CostTarget(latency_ms=...) is a time in milliseconds above 0, got {value!r}"
+NOT_A_NUMBER = "CostTarget({name}=...) is a number, got {value!r}"
+BAD_COUNT = "CostTarget({name}=...) is a whole number of at least 1, got {value!r}"
 BAD_TOLERANCE = "the tolerance of a CostTarget is a fraction above 0 and below 1, got {value!r}"
 FAST_ALREADY = (
     "the model takes {dense:.3g} ms already, no more than the {asked:.3g} ms asked for: there is nothing to do"
@@ -57,10 +59,15 @@ class CostTarget:
     batch_size: int = 1
 
     def __post_init__(self) -> None:
+        for name, number in (("threads", self.threads), ("batch_size", self.batch_size)):
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise InputError(BAD_COUNT.format(name=name, value=number))
         given = {f.name: getattr(self, f.name) for f in fields(self)[:4] if getattr(self, f.name) is not None}
         if len(given) != 1:
             raise InputError(ONE_QUANTITY.format(got=", ".join(given) or "none"))
         ((name, value),) = given.items()
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise InputError(NOT_A_NUMBER.format(name=name, value=value))
         if name == "latency_ms":
             if not value > 0:
                 raise InputError(BAD_MS.format(value=value))
@@ -74,6 +81,11 @@ class CostTarget:
         """Which of the four it is."""
         names: tuple[Quantity, ...] = ("macs", "params", "latency", "latency_ms")
         return next(n for n in names if getattr(self, n) is not None)
+
+    @property
+    def is_latency(self) -> bool:
+        """Whether it is timed."""
+        return self.quantity in ("latency", "latency_ms")
 
     @property
     def asked(self) -> float:
@@ -117,7 +129,7 @@ class Gauge:
     def __init__(self, target: CostTarget, model: nn.Module, inputs: Any, forward_fn: ForwardFn | None) -> None:
         self._target, self._inputs, self._forward_fn = target, resized(inputs, 1), forward_fn
         self._probe: Any = None
-        if target.quantity in ("latency", "latency_ms"):
+        if target.is_latency:
             # Only who asks for a latency needs ONNX Runtime.
             from fair_prune_plugins.latency.probe import LatencyProbe
 

@@ -4,33 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch_pruning as tp
 from torch import nn
 
-from fair_prune_plugins.gates.calling import ForwardFn, preserved
+from fair_prune_plugins.gates.calling import ForwardFn, call, copied, preserved
 
 
 def macs_and_params(model: nn.Module, inputs: Any, forward_fn: ForwardFn | None = None) -> tuple[int, int]:
-    """Multiply-accumulates of a forward on ``inputs`` and number of parameters (``tp.utils.count_ops_and_params``).
+    """Multiply-accumulates of one sample and number of parameters (``tp.utils.count_ops_and_params``).
 
     The model is left as it was.
+
+    Args:
+        model: any module.
+        inputs: one sample, however the model takes it.
+        forward_fn: how it is called, if not plainly.
     """
     with preserved(model):
         model.eval()
-        if forward_fn is None:
-            macs, params = tp.utils.count_ops_and_params(model, inputs)
-        else:
-            # One argument, whatever it is: the counter would unroll a tuple or a dict.
-            macs, params = tp.utils.count_ops_and_params(_Called(model, forward_fn), (inputs,))
+        # One argument, whatever it is: the counter divides by its length, for a dict by the number of keys.
+        macs, params = tp.utils.count_ops_and_params(_Called(copied(model), inputs, forward_fn), (torch.zeros(1),))
     return int(macs), int(params)
 
 
 class _Called(nn.Module):
-    """A model behind its ``forward_fn``, for the host's counter."""
+    """A model that is called on inputs of its own, whatever it is given."""
 
-    def __init__(self, model: nn.Module, forward_fn: ForwardFn) -> None:
+    def __init__(self, model: nn.Module, inputs: Any, forward_fn: ForwardFn | None) -> None:
         super().__init__()
-        self.model, self.forward_fn = model, forward_fn
+        self.model, self.inputs, self.forward_fn = model, inputs, forward_fn
 
-    def forward(self, inputs: Any) -> Any:
-        return self.forward_fn(self.model, inputs)
+    def forward(self, _: torch.Tensor) -> Any:
+        return call(self.model, self.inputs, self.forward_fn)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from fair_prune_plugins.errors import UnsupportedModelError
 from fair_prune_plugins.gates import UnitSet
-from fair_prune_plugins.gates.calling import ForwardFn, call, output_tensors
+from fair_prune_plugins.gates.calling import ForwardFn, call, copied, output_tensors
 from fair_prune_plugins.torch_pruning.step_report import WidthReport
 
 DRY_RUN = "the pruned model does not run ({error}); the model was put back as it was before this step"
@@ -22,11 +21,11 @@ NOT_ACHIEVED = "{layer!r} has {got} channels after the step where {expected} wer
 @torch.no_grad()
 def output_shapes(model: nn.Module, inputs: Any, forward_fn: ForwardFn | None) -> list[torch.Size]:
     """Shapes of all output tensors, from a forward of a copy in eval mode."""
-    twin = copy.deepcopy(model).eval()
+    twin = copied(model).eval()
     return [t.shape for t in output_tensors(call(twin, inputs, forward_fn))]
 
 
-def check_forward(model: nn.Module, inputs: Any, forward_fn: ForwardFn | None, expected: list[torch.Size]) -> None:
+def check_pruned(model: nn.Module, inputs: Any, forward_fn: ForwardFn | None, expected: list[torch.Size]) -> None:
     """Run a copy of the pruned model.
 
     Raises:

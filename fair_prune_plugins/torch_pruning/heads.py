@@ -27,9 +27,8 @@ def find_heads(model: nn.Module) -> dict[nn.Module, int]:
     """Attention projections and their head counts.
 
     ``nn.MultiheadAttention`` knows its own. A module that has a head count under a usual name, and query, key and value
-    projections (fused or apart, all as wide) under usual names, is taken for attention; whether that is right is
-    proved with
-    the gate plan, and projections under other names are the user's to name (``num_heads=``).
+    projections (fused or apart, all as wide) under usual names, is taken for attention; whether that is right is proved
+    with the gate plan, and projections under other names are the user's to name (``num_heads=``).
 
     Returns:
         module to number of heads.

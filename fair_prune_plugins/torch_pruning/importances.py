@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,10 +15,10 @@ from torch import nn
 from fair_prune_plugins.criteria import Criterion, get
 from fair_prune_plugins.criteria.taylor import Statistic
 from fair_prune_plugins.errors import InputError, ScoreError, StaleStatisticsError
-from fair_prune_plugins.gates import GatePlan, PruningSettings, build_plan
+from fair_prune_plugins.gates import GatePlan, PruningSettings
 from fair_prune_plugins.gates.calling import ForwardFn
 from fair_prune_plugins.gates.plan import unit_weight_square
-from fair_prune_plugins.gates.removal import LastDimensionNormPruner, channel_groups
+from fair_prune_plugins.gates.removal import channel_groups
 from fair_prune_plugins.gates.structure import OUTPUT, CoupledGroup, group_key, read_group
 from fair_prune_plugins.statistics import BatchReader, GateStatistics, collect_elementwise, model_checksum
 from fair_prune_plugins.statistics import collect as collect_statistics
@@ -28,7 +27,7 @@ from fair_prune_plugins.statistics.collecting import Groups
 from fair_prune_plugins.statistics.ranks import Distributed, collected_together, in_agreement, together
 from fair_prune_plugins.statistics.sample_losses import LossFn, Reduction
 from fair_prune_plugins.statistics.store import UnitStatistics
-from fair_prune_plugins.torch_pruning.distributed import without_ddp
+from fair_prune_plugins.torch_pruning.planning import peeked, plan_of
 
 OnStale = Literal["error", "warn", "ignore"]
 
@@ -53,11 +52,6 @@ NOT_FINITE = (
     "{importance}: the scores of {layer!r} are not finite ({count} of {total}); check the statistics and the criterion"
 )
 SKIPPED = "{importance} gives no score to the coupled group of {layer!r}, so it is not pruned: {reason}"
-HOST_LAYER_NORM = (
-    "this pruner removes LayerNorm channels with Torch-Pruning's own routine, which permutes weights silently where "
-    "few channels are "
-    "kept; use fair_prune_plugins.torch_pruning.FairPruner for this model"
-)
 NO_EXAMPLE = "example_inputs are needed to build the gate plan: pass example_inputs=, or a loader to take a batch from"
 NO_SENSITIVE_GROUP = (
     "{importance} compares sensitive groups: pass groups= the key, index or callable that finds them in a batch"
@@ -74,12 +68,12 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
 
     Args:
         criterion: name in the registry of criteria.
-        on_stale: what to do when the model's weights changed between collecting and pruning: raise, warn once, or
-        go on.
+        on_stale: what to do when the model's weights changed between collecting and pruning: raise, warn once, or go
+            on.
         options: the criterion's own.
 
     Raises:
-        InputError: no such criterion, option or policy.
+        InputError: no such criterion, option, value of an option, or policy.
     """
 
     def __init__(self, criterion: str, *, on_stale: OnStale = "error", **options: Any) -> None:
@@ -124,13 +118,15 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
             loader: yields batches; may be left out for criteria that look at weights only.
             loss_fn: ``loss_fn(outputs, targets)``.
             groups: where a batch has the sensitive group: a key, index or callable, or several for intersections.
-            example_inputs: for the gate plan; a batch of the loader serves if they are not given.
+            example_inputs: for the gate plan; a batch of the loader serves if they are not given. Not with a
+                :class:`FairPruner`, which has its own.
             inputs: see :func:`fair_prune_plugins.statistics.collect`, as for all that follow.
             targets: see there.
             weights: see there.
             output: see there.
             reduction: see there.
-            forward_fn: ``forward_fn(model, inputs)`` if the model is not called plainly.
+            forward_fn: ``forward_fn(model, inputs)`` if the model is not called plainly. Not with a
+                :class:`FairPruner`, which has its own.
             distributed: add up over the ranks of a ``torch.distributed`` run, so that all prune the same units: every
                 rank calls this with its share of the data, which may be empty, and takes rank 0's buffers (running
                 statistics) first. ``"auto"`` does so wherever there are several ranks; ``False`` for a rank by itself.
@@ -142,7 +138,8 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
             got none.
 
         Raises:
-            InputError: see :func:`fair_prune_plugins.statistics.collect`; or no loader for a criterion that needs one.
+            InputError: see :func:`fair_prune_plugins.statistics.collect`; no loader for a criterion that needs one; or
+                an argument that the pruner has already.
             UnsupportedModelError: see :func:`fair_prune_plugins.gates.build_plan`.
             FairPruneError: another rank failed.
         """
@@ -160,7 +157,7 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
                 return plan_of(pruner_or_model, example_inputs, forward_fn), loader
             if loader is None:
                 raise InputError(NO_EXAMPLE)
-            first, rest = _peeked(loader, BatchReader(inputs, targets, weights))
+            first, rest = peeked(loader, BatchReader(inputs, targets, weights))
             return plan_of(pruner_or_model, first, forward_fn), rest
 
         plan, batches = in_agreement(planned, process_group) if ranks else planned()
@@ -375,60 +372,6 @@ def importance(name: str, *, on_stale: OnStale = "error", **options: Any) -> Fai
     if name in IMPORTANCES:
         return IMPORTANCES[name](on_stale=on_stale, **options)
     return FairImportance(name, on_stale=on_stale, **options)
-
-
-def plan_of(pruner_or_model: Any, example_inputs: Any, forward_fn: ForwardFn | None = None) -> GatePlan:
-    """The gate plan of a host pruner (with its graph and settings), of one of ours, or of a model (DDP's inside)."""
-    if isinstance(pruner_or_model, nn.Module):
-        return build_plan(without_ddp(pruner_or_model), example_inputs, forward_fn=forward_fn)
-    own = getattr(pruner_or_model, "gate_plan", None)
-    if own is not None:
-        plan: GatePlan = own()
-        return plan
-    if not isinstance(pruner_or_model, tp.pruner.BasePruner):
-        raise InputError(f"collect() takes a torch_pruning pruner or a model, got {type(pruner_or_model).__name__}")
-    plan = build_plan(
-        pruner_or_model.model,
-        example_inputs,
-        settings=settings_of(pruner_or_model),
-        graph=pruner_or_model.DG,
-        forward_fn=forward_fn,
-    )
-    _warn_of_host_layer_norm(pruner_or_model, plan)
-    return plan
-
-
-def settings_of(pruner: Any) -> PruningSettings:
-    """What a host pruner knows beyond its graph."""
-    return PruningSettings(
-        ignored_layers=tuple(pruner.ignored_layers),
-        root_module_types=tuple(pruner.root_module_types),
-        in_channel_groups=dict(pruner.in_channel_groups),
-        out_channel_groups=dict(pruner.out_channel_groups),
-        num_heads=dict(pruner.num_heads),
-        prune_num_heads=bool(pruner.prune_num_heads),
-    )
-
-
-def _warn_of_host_layer_norm(pruner: Any, plan: GatePlan) -> None:
-    for group in plan.prunable:
-        for site in group.norms:
-            module = plan.model.get_submodule(site.path)
-            host = pruner.DG.get_pruner_of_module(module)
-            if isinstance(module, nn.LayerNorm) and not isinstance(host, LastDimensionNormPruner):
-                warnings.warn(HOST_LAYER_NORM, stacklevel=4)
-                return
-
-
-def _peeked(loader: Iterable[Any], reader: BatchReader) -> tuple[Any, Iterable[Any]]:
-    """A loader's first inputs, and a loader that still yields them."""
-    iterator = iter(loader)
-    try:
-        first = next(iterator)
-    except StopIteration:
-        raise InputError("the loader yielded no batch; statistics need data") from None
-    rest = itertools.chain([first], iterator) if iterator is loader else loader
-    return reader.read_inputs(first), rest
 
 
 def _root_width(graph: tp.DependencyGraph, group: Any) -> int:

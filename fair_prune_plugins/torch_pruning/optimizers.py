@@ -38,6 +38,8 @@ UNFOLLOWED = (
     "it is {after}): the state that {optimizer} keeps for it cannot be carried over. Make a new optimizer"
 )
 
+NOT_REBOUND = "{optimizer} still holds the parameters of before the with block: {reason}"
+
 
 @contextmanager
 def rebinding(optimizer: Optimizer, model: nn.Module) -> Iterator[None]:
@@ -61,6 +63,9 @@ def rebinding(optimizer: Optimizer, model: nn.Module) -> Iterator[None]:
         InputError: before anything is pruned: the optimizer keeps other state than numbers and tensors of a
             parameter's shape, or holds parameters that are not the model's (an earlier pruning left them behind). After
             it: parameters were replaced behind Torch-Pruning's back. The optimizer is then as it was before.
+        Exception: whatever the ``with`` block raises, after the optimizer has been brought to the parameters that the
+            model has then: pruned ones, or the old ones if a step was rolled back. Where that cannot be done (the host
+            failed in the middle of a group), the optimizer is as it was, and a note on the exception says so.
         UnsupportedModelError: a customised pruner computes weights where it should select them.
     """
     model = without_ddp(model)
@@ -68,8 +73,31 @@ def rebinding(optimizer: Optimizer, model: nn.Module) -> Iterator[None]:
     _check(optimizer, before)
     shapes = {p: p.shape for p in before}
     flags = {p: p.requires_grad for p in before}
-    with following(before) as survivors:
-        yield
+    try:
+        with following(before) as survivors:
+            yield
+    except BaseException as error:
+        try:
+            _rebind(optimizer, model, before, shapes, flags, survivors)
+        except InputError as reason:
+            error.add_note(NOT_REBOUND.format(optimizer=_name(optimizer), reason=reason))
+        raise
+    _rebind(optimizer, model, before, shapes, flags, survivors)
+
+
+def _rebind(
+    optimizer: Optimizer,
+    model: nn.Module,
+    before: dict[nn.Parameter, list[str]],
+    shapes: dict[nn.Parameter, torch.Size],
+    flags: dict[nn.Parameter, bool],
+    survivors: Survivors,
+) -> None:
+    """Bring the optimizer to the parameters that the model has now.
+
+    Raises:
+        InputError: a parameter's elements cannot be followed; the optimizer is as it was.
+    """
     after = dict(model.named_parameters(remove_duplicate=False))
     groups: list[list[nn.Parameter]] = []
     states: dict[torch.Tensor, dict[str, Any]] = {}
@@ -84,7 +112,8 @@ def rebinding(optimizer: Optimizer, model: nn.Module) -> Iterator[None]:
                 state = _carried(optimizer, survivors, old, new, shapes[old], before[old][0])
                 if state:
                     states[new] = state
-                new.requires_grad_(flags[old])  # the host's new parameters all require gradients
+                if new is not old:
+                    new.requires_grad_(flags[old])  # the host's new parameters all require gradients
                 live.append(new)
         groups.append(live)
     for group, live in zip(optimizer.param_groups, groups, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,28 +16,35 @@ from torch.optim import Optimizer
 
 from fair_prune_plugins.errors import FairPruneError, InputError, UnsupportedModelError
 from fair_prune_plugins.gates import CoupledGroup, GatePlan, build_plan
-from fair_prune_plugins.gates.calling import ForwardFn, moved, preserved, resized
+from fair_prune_plugins.gates.calling import ForwardFn, call, copied, moved, preserved, resized
 from fair_prune_plugins.gates.enumeration import roots_to_avoid
 from fair_prune_plugins.gates.plan import UNREACHED
 from fair_prune_plugins.gates.removal import (
     NO_GRAPH,
     build_graph,
     no_hooks_left,
-    remove,
     traceable_outputs,
     with_norm_pruners,
 )
 from fair_prune_plugins.gates.structure import OUTPUT, group_key, host_groups, read_groups
 from fair_prune_plugins.latency.alignment import Alignment
+from fair_prune_plugins.torch_pruning.arguments import (
+    check_amounts,
+    check_forward,
+    check_members,
+    check_options,
+    check_schedules,
+)
 from fair_prune_plugins.torch_pruning.choices import Choice, carried_out
 from fair_prune_plugins.torch_pruning.cost_target import CostTarget
 from fair_prune_plugins.torch_pruning.counting import macs_and_params
 from fair_prune_plugins.torch_pruning.distributed import without_ddp
-from fair_prune_plugins.torch_pruning.dry_run import check_forward, check_widths, output_shapes
+from fair_prune_plugins.torch_pruning.dry_run import check_pruned, check_widths, output_shapes
 from fair_prune_plugins.torch_pruning.heads import find_heads, heads_that_stay
 from fair_prune_plugins.torch_pruning.history import PruningHistory
-from fair_prune_plugins.torch_pruning.importances import FairImportance, settings_of
+from fair_prune_plugins.torch_pruning.importances import FairImportance
 from fair_prune_plugins.torch_pruning.optimizers import rebinding
+from fair_prune_plugins.torch_pruning.planning import settings_of
 from fair_prune_plugins.torch_pruning.ranking import Ranked, Rules
 from fair_prune_plugins.torch_pruning.recording import HistoryRecorder
 from fair_prune_plugins.torch_pruning.scoring import unit_scores
@@ -49,17 +55,15 @@ from fair_prune_plugins.torch_pruning.widths import alignment_of, has_conv_group
 
 logger = logging.getLogger(__name__)
 
-BAD_RATIO = "{name} must lie in [0, 1), got {value}"
-BAD_SCHEDULE = (
-    "iterative_pruning_ratio_scheduler must give {steps} + 1 cumulative pruning ratios in [0, 1), the first for no "
-    "step taken; it gave {got}"
-)
 NOTHING_TO_PRUNE = "no coupled group of the model can be pruned:\n{plan}"
 UNSUPPORTED = "not pruned: the coupled group of {layer!r}: {reason}"
-RATIO_AND_TARGET = "pruning_ratio and target both say how much goes; pass one of them"
 UNPROVED = (
     "the coupled group of {layer!r} was not there when the pruner was made, so its gates were never proved: the "
     "model's structure was changed by something else; make a new pruner"
+)
+NO_EFFECT = (
+    "pruning_ratio_dict: the ratio for {layers} has no effect, because none of these layers makes channels that can be "
+    "pruned"
 )
 DEFAULT_RATIO = 0.5
 """The host's."""
@@ -67,10 +71,6 @@ DEFAULT_RATIO = 0.5
 INTERACTIVE_OPTIMIZER = (
     "an interactive step prunes while its groups are taken: take them inside rebinding(optimizer, model) instead of "
     "passing optimizer="
-)
-PRUNER_OF_ONE = (
-    "customized_pruners has a single {type} as key, which Torch-Pruning cannot look up; give that layer a class of its "
-    "own and use the class"
 )
 NO_STEPS_LEFT = "all {steps} steps were taken; make a new pruner to prune further"
 
@@ -144,37 +144,48 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         forward_fn: ForwardFn | None = None,
         **host_options: Any,
     ) -> None:
-        if target is not None and pruning_ratio is not None:
-            raise InputError(RATIO_AND_TARGET)
-        if pruning_ratio is None:
-            pruning_ratio = DEFAULT_RATIO
-        ratios = [("pruning_ratio", pruning_ratio), ("head_pruning_ratio", head_pruning_ratio)]
-        ratios += [("a ratio of pruning_ratio_dict", r) for r in (pruning_ratio_dict or {}).values()]
-        ratios += [("a ratio of head_pruning_ratio_dict", r) for r in (head_pruning_ratio_dict or {}).values()]
-        for name, value in ratios:
-            if not 0 <= value < 1:
-                raise InputError(BAD_RATIO.format(name=name, value=value))
-        if not 0 <= max_pruning_ratio <= 1:
-            raise InputError(f"max_pruning_ratio must lie in [0, 1], got {max_pruning_ratio}")
+        check_amounts(
+            pruning_ratio=pruning_ratio,
+            target=target,
+            head_pruning_ratio=head_pruning_ratio,
+            ratios=pruning_ratio_dict or {},
+            head_ratios=head_pruning_ratio_dict or {},
+            prune_num_heads=prune_num_heads,
+            max_pruning_ratio=max_pruning_ratio,
+            iterative_steps=iterative_steps,
+            global_pruning=global_pruning,
+            isomorphic=isomorphic,
+        )
+        check_options(host_options)
         model = without_ddp(model)
+        unwrapped = list(dict(host_options.pop("unwrapped_parameters", None) or {}).items())
+        check_members(
+            model,
+            layers={
+                "ignored_layers": ignored_layers or (),
+                "pruning_ratio_dict": pruning_ratio_dict or (),
+                "head_pruning_ratio_dict": head_pruning_ratio_dict or (),
+                "num_heads": num_heads or (),
+            },
+            parameters={"unwrapped_parameters": [p for p, _ in unwrapped]},
+        )
+        pruning_ratio = DEFAULT_RATIO if pruning_ratio is None else pruning_ratio
+        example_inputs = _fitted(model, example_inputs)
+        check_forward(model, example_inputs, forward_fn)
         self.alignment = alignment_of(round_to)
         self._runtime = judged_by(self.alignment)
-        if iterative_steps < 1:
-            raise InputError(f"iterative_steps must be at least 1, got {iterative_steps}")
         self.example_inputs = example_inputs
         self._forward_fn = forward_fn
-        self._output_transform = host_options.pop("output_transform", None) or traceable_outputs
+        transform = host_options.pop("output_transform", None)
+        self._judged_fn = _transformed(forward_fn, transform)
+        self._output_transform = transform or traceable_outputs
         self._customized = host_options.pop("customized_pruners", None)
-        for key in self._customized or {}:
-            if isinstance(key, nn.Module):
-                raise InputError(PRUNER_OF_ONE.format(type=type(key).__name__))
         names = {p: name for name, p in model.named_parameters()}
-        unwrapped = list(dict(host_options.pop("unwrapped_parameters", None) or {}).items())
         self._unwrapped = [(names[p], dim) for p, dim in unwrapped]
         self._ignored_params = [names[p] for p in ignored_layers or () if isinstance(p, nn.Parameter)]
         self.target, self._gauge = target, None
         if target is not None:
-            self._gauge = target.gauge(model, _fitted(model, example_inputs, 2), forward_fn)
+            self._gauge = target.gauge(model, resized(example_inputs, 2), forward_fn)
             pruning_ratio = 1 - self._gauge.fraction  # the host's schedule of ratios is one of the cost removed
         heads = dict(find_heads(model) if num_heads is None else num_heads)
         schedule = {} if iterative_pruning_ratio_scheduler is None else {
@@ -221,13 +232,22 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 if "ignored_params" not in self.__dict__ or "_graph" in self.__dict__:
                     raise  # before or after the host read the model: something else is wrong
                 raise UnsupportedModelError(NO_GRAPH.format(error=f"{type(error).__name__}: {error}")) from error
-        for schedule_of in (self.per_step_pruning_ratio, *self.pruning_ratio_dict.values()):
-            if len(schedule_of) <= iterative_steps or not all(0 <= r < 1 for r in schedule_of):
-                raise InputError(BAD_SCHEDULE.format(steps=iterative_steps, got=list(schedule_of)))
-        self._plan = build_plan(model, example_inputs, settings=settings_of(self), graph=self.DG, forward_fn=forward_fn)
+        check_schedules(
+            (
+                self.per_step_pruning_ratio,
+                self.per_step_head_pruning_ratio,
+                *self.pruning_ratio_dict.values(),
+                *self.head_pruning_ratio_dict.values(),
+            ),
+            iterative_steps,
+        )
+        plan = build_plan(model, example_inputs, settings=settings_of(self), graph=self.DG, forward_fn=self._judged_fn)
+        self._plan = replace(plan, forward_fn=forward_fn)
         if not self._plan.prunable:
             raise UnsupportedModelError(NOTHING_TO_PRUNE.format(plan=self._plan.describe()))
         self.not_pruned = self._left_alone(self._plan)
+        for key in pruning_ratio_dict or {}:
+            self._warn_of_no_effect(key)
         self._initial = {name: units.size for name, units in self._plan.units.items()}
         self._recorder = HistoryRecorder(self)
 
@@ -255,11 +275,11 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             self.example_inputs,
             settings=settings_of(self),
             graph=self.DG,
-            forward_fn=self._forward_fn,
+            forward_fn=self._judged_fn,
             prove_groups=False,
         )
         groups = tuple(g.judged_like(before[g.name]) if g.name in before else g for g in plan.groups)
-        return replace(plan, groups=groups)
+        return replace(plan, groups=groups, forward_fn=self._forward_fn)
 
     def step(self, interactive: bool = False, *, optimizer: Optimizer | None = None) -> Any:
         """Prune up to the next step's ratio, or down to its share of the cost target.
@@ -290,19 +310,18 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         if interactive:
             if optimizer is not None:
                 raise InputError(INTERACTIVE_OPTIMIZER)
-            self.current_step += 1
             return self._prune()
         rebound = nullcontext() if optimizer is None else rebinding(optimizer, self.model)
         with transaction(self.model, self, self._rebuilt_graph), rebound:
             self.current_step += 1
             macs_before, params_before = self._macs_and_params()
-            inputs = self._small_inputs(2)
-            shapes = output_shapes(self.model, inputs, self._forward_fn)
+            inputs = resized(self.example_inputs, 2)
+            shapes = output_shapes(self.model, inputs, self._judged_fn)
             choices, reached = self._chosen()
             rows = self._rows(choices)
             for host in self._removals(choices):
-                remove(self.DG, host)
-            check_forward(self.model, inputs, self._forward_fn, shapes)
+                host.prune()
+            check_pruned(self.model, inputs, self._judged_fn, shapes)
             # All groups: one whose head dimensions are down to one has no prunable units left, but still has its heads.
             groups = read_groups(self.DG, settings_of(self))
             check_widths({u.name: u for g in groups for u in g.unit_sets}, rows)
@@ -325,7 +344,12 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
 
     def _prune(self) -> Iterator[Any]:
         """The host's generator of groups to remove, decided by our rules."""
-        choices, _ = self._chosen()
+        self.current_step += 1
+        try:
+            choices, _ = self._chosen()
+        except BaseException:
+            self.current_step -= 1
+            raise
         yield from self._removals(choices)
 
     @torch.no_grad()
@@ -360,19 +384,20 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
     def _cost_after(self, choices: Sequence[Choice]) -> float:
         """What the model would cost after some choices: they are carried out on a copy."""
         assert self._gauge is not None
-        twin = copy.deepcopy(self.model).eval()
+        twin = copied(self.model).eval()
         graph = self._graph_of(twin)
-        for _, host in carried_out(twin, graph, choices):
-            remove(graph, host)
+        for host in carried_out(twin, graph, choices):
+            host.prune()
         return self._gauge.cost(twin)
 
     def _removals(self, choices: Sequence[Choice]) -> Iterator[Any]:
-        for choice, host in carried_out(self.model, self.DG, choices):
-            yield host
-            for path, count in choice.group.heads.items():
-                heads = choice.kept("heads")
-                layer = self.model.get_submodule(path)
-                self.num_heads[layer] = self.out_channel_groups[layer] = count if heads is None else heads
+        yield from carried_out(self.model, self.DG, choices, self._remember_heads)
+
+    def _remember_heads(self, choice: Choice) -> None:
+        for path, count in choice.group.heads.items():
+            heads = choice.kept("heads")
+            layer = self.model.get_submodule(path)
+            self.num_heads[layer] = self.out_channel_groups[layer] = count if heads is None else heads
 
     def _rows(self, choices: Sequence[Choice]) -> tuple[WidthReport, ...]:
         return tuple(
@@ -428,6 +453,15 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                 return float(own[self.current_step])
         return float(self.per_step_head_pruning_ratio[self.current_step])
 
+    def _warn_of_no_effect(self, key: Any) -> None:
+        """A ratio of its own for layers none of which makes channels that can be pruned."""
+        layers = {m for layer in (key if isinstance(key, tuple | list) else (key,)) for m in layer.modules()}
+        made = {self.model.get_submodule(s.path) for g in self._plan.prunable for s in (*g.producers, *g.attentions)}
+        if not layers & made:
+            names = {m: name for name, m in self.model.named_modules()}
+            named = ", ".join(names[m] for m in layers if not list(m.children()))
+            warnings.warn(NO_EFFECT.format(layers=named), stacklevel=4)
+
     def _left_alone(self, plan: GatePlan) -> dict[str, str]:
         reasons: dict[str, str] = {}
         for group in plan.groups:
@@ -456,12 +490,9 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             )
         return reasons
 
-    def _small_inputs(self, samples: int) -> Any:
-        return _fitted(self.model, self.example_inputs, samples)
-
     def _macs_and_params(self) -> tuple[int, int]:
         """MACs of one sample and number of parameters, as the host counts them."""
-        return macs_and_params(self.model, self._small_inputs(1), self._forward_fn)
+        return macs_and_params(self.model, resized(self.example_inputs, 1), self._forward_fn)
 
     def _rebuilt_graph(self) -> tp.DependencyGraph:
         with preserved(self.model):
@@ -481,8 +512,14 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         )
 
 
-def _fitted(model: nn.Module, inputs: Any, samples: int) -> Any:
-    """Inputs of some samples, of the model's device and type."""
+def _fitted(model: nn.Module, inputs: Any) -> Any:
+    """Inputs of the model's device and type."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-    inputs = resized(inputs, samples)
     return inputs if parameter is None else moved(inputs, device=parameter.device, dtype=parameter.dtype)
+
+
+def _transformed(forward_fn: ForwardFn | None, transform: Callable[[Any], Any] | None) -> ForwardFn | None:
+    """How the model is called where its outputs are looked at: through the user's ``output_transform``."""
+    if transform is None:
+        return forward_fn
+    return lambda model, inputs: transform(call(model, inputs, forward_fn))

@@ -19,7 +19,7 @@ from fair_prune_plugins.gates.static_sizes import plain_numbers, set_number
 from fair_prune_plugins.gates.structure import group_key, host_groups, is_output_root
 from fair_prune_plugins.torch_pruning.distributed import without_ddp
 from fair_prune_plugins.torch_pruning.history import GroupHistory, LayerHistory, PruningHistory, Side
-from fair_prune_plugins.torch_pruning.importances import settings_of
+from fair_prune_plugins.torch_pruning.planning import settings_of
 
 UNKNOWN_ROOT = (
     "{layer!r} was pruned, but it was in no coupled group when the history began: the model's structure was changed by "

@@ -12,8 +12,8 @@ from fair_prune_plugins.gates import CoupledGroup, UnitSet
 from fair_prune_plugins.torch_pruning.importances import FairImportance
 
 MISSING_SCORES = (
-    "{importance} gave no score for the coupled group of {layer!r}; add the layer to ignored_layers if it is "
-    "to stay as it is"
+    "{importance} gave no score for the coupled group of {layer!r}; add the layer to ignored_layers if it is to stay "
+    "as it is"
 )
 SCORING = "while {importance} gave scores for the coupled group of {layer!r}: nothing was pruned"
 NOT_FINITE = "{importance} gave scores for {layer!r} that are not finite ({count} of {total}): nothing was pruned"

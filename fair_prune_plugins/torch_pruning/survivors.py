@@ -7,7 +7,6 @@ element numbers for weights (float64, exact up to 2**51). What is left in the tw
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from torch_pruning.dependency.dependency import Dependency
 from torch_pruning.dependency.group import Group
 
 from fair_prune_plugins.errors import UnsupportedModelError
+from fair_prune_plugins.gates.calling import copied
 
 NOT_FOLLOWED = (
     "cannot tell which weights of a {layer} survive its pruning routine {routine}: {reason}. A customised pruner must "
@@ -100,7 +100,7 @@ class Survivors:
 
     def _twin(self, module: Any, parameters: list[nn.Parameter]) -> Any:
         images = {id(p): nn.Parameter(self._image(p).clone(), requires_grad=False) for p in parameters}
-        return images[id(module)] if isinstance(module, nn.Parameter) else copy.deepcopy(module, dict(images))
+        return images[id(module)] if isinstance(module, nn.Parameter) else copied(module, images)
 
     def _image(self, parameter: nn.Parameter) -> torch.Tensor:
         if parameter not in self._numbers:

@@ -14,9 +14,8 @@ from torch import nn
 def transaction(model: nn.Module, pruner: Any, rebuild_graph: Any) -> Iterator[None]:
     """Undo everything on an exception.
 
-    Pruning replaces parameters, buffers and plain attributes of modules and never their values, so what modules
-    refer to is all
-    there is to remember. The host's graph is changed in many small ways; it is built anew.
+    Pruning replaces parameters, buffers and plain attributes of modules and never their values, so what modules refer
+    to is all there is to remember. The host's graph is changed in many small ways; it is built anew.
 
     Args:
         model: the model that is pruned.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.gates import CoupledGroup
 from fair_prune_plugins.latency.alignment import Alignment, alignment_for
 from fair_prune_plugins.torch_pruning.choices import Choice
+
+logger = logging.getLogger(__name__)
 
 BAD_ROUND_TO = (
     "round_to must be a positive number of channels, 'auto' (widths that ONNX Runtime rewards on this machine), an "
@@ -29,7 +32,11 @@ def alignment_of(round_to: Any) -> Alignment | None:
     if round_to is None or isinstance(round_to, Alignment):
         return round_to
     if round_to == "auto":
-        return alignment_for()
+        try:
+            return alignment_for()
+        except InputError as error:
+            logger.warning("widths are kept as they come: %s", error)
+            return None
     if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
         raise InputError(BAD_ROUND_TO.format(got=round_to))
     return Alignment(round_to, round_to, f"round_to={round_to}", AS_ASKED)

@@ -7,7 +7,6 @@ checked when a network is stored.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import save as save_weights
 from torch import nn
 
 from fair_prune_plugins.errors import InputError, UnsupportedModelError
+from fair_prune_plugins.gates.calling import copied
 from fair_prune_plugins.torch_pruning import PruningHistory, replay
 from fair_prune_plugins.workflow import models
 from fair_prune_plugins.workflow.run_folder import read_json, write_json
@@ -93,7 +93,7 @@ def save(model: nn.Module, recipe: Recipe, folder: Path, *, beside: Path | None)
     write_json(folder / RECIPE, values)
     rebuilt, _ = load(folder, beside=beside)
     example = recipe.example()
-    kept = copy.deepcopy(model).cpu().eval()
+    kept = copied(model).cpu().eval()
     with torch.no_grad():
         expected = kept(example)
         try:

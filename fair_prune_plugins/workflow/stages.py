@@ -7,7 +7,6 @@ what is judged on the test people, and timed, is the exported file: the thing th
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import platform
@@ -22,7 +21,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch_pruning as tp
 from torch import nn
 
 from fair_prune_plugins import __version__, criteria, losses
@@ -32,6 +30,7 @@ from fair_prune_plugins.groups import GroupLabels
 from fair_prune_plugins.latency import benchmark
 from fair_prune_plugins.losses import LossHook
 from fair_prune_plugins.onnx import export
+from fair_prune_plugins.torch_pruning.counting import macs_and_params
 from fair_prune_plugins.workflow import loading, loss_hooks, model_store, models, pruning, report, sources, training
 from fair_prune_plugins.workflow.amounts import Amount
 from fair_prune_plugins.workflow.config import RunConfig, path_of
@@ -560,7 +559,7 @@ def export_stored(
         JSON-ready: ``report`` (:meth:`~fair_prune_plugins.onnx.ExportReport.as_dict`), ``macs``, ``params``.
     """
     model, recipe = model_store.load(stored, beside=base)
-    macs, params = tp.utils.count_ops_and_params(copy.deepcopy(model), recipe.example(1))
+    macs, params = macs_and_params(model, recipe.example(1))
     normalise = Normalisation.of_training(samples)
     rows = samples.rows(Part.TEST)
     count = min(config.export.samples, len(rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import tempfile
 import warnings
@@ -16,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fair_prune_plugins.errors import FairPruneError, InputError, UnsupportedModelError
 from fair_prune_plugins.gates import CoupledGroup, GatePlan, build_plan
-from fair_prune_plugins.gates.calling import call, moved, output_tensors, preserved, resized
+from fair_prune_plugins.gates.calling import call, copied, moved, output_tensors, preserved, resized
 from fair_prune_plugins.gates.plan import UNREACHED
 from fair_prune_plugins.gates.structure import OUTPUT
 from fair_prune_plugins.latency.alignment import Alignment, alignment_for
@@ -214,7 +213,7 @@ def _exported(model: nn.Module, inputs: Any) -> ExportCheck:
         from fair_prune_plugins.onnx import export
 
         with tempfile.TemporaryDirectory() as folder:
-            report = export(copy.deepcopy(model), inputs, Path(folder) / "model.onnx")
+            report = export(copied(model), inputs, Path(folder) / "model.onnx")
     except FairPruneError as error:  # no exporter proved it, or onnx is not installed
         return ExportCheck(False, str(error))
     return ExportCheck(True, report.statement())
