@@ -80,8 +80,8 @@ def collect_elementwise(
     """Measure every unit by its weights' gradients, per sensitive group, with plain backward passes.
 
     The model is in eval mode, ``.grad`` is left alone, nothing is stepped, and the model is handed back as it was.
-    Frozen layers are measured like all others. Memory: up to one batch of samples per group, and one copy of the
-    weights for every group that has more people than one batch holds.
+    Frozen layers are measured like all others. Memory: up to one and a half batches of samples per group, and one copy
+    of the weights for every group that has more people than that.
 
     Args:
         plan: the model's gate plan.

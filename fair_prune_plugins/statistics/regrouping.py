@@ -39,6 +39,9 @@ class PureBatch:
 class HeldBack:
     """Takes mixed batches and gives batches of one group, as large as the largest mixed batch so far.
 
+    A full batch goes only once half another is held, so that no group ends with a batch of a few samples, which costs
+    nearly as much as a full one; the last may be half as large again.
+
     Samples of different shapes (images of another size, longer sequences) are never put together: then a smaller batch
     is given. People of unknown group are left out.
     """
@@ -67,13 +70,17 @@ class HeldBack:
                 yield self._given(code)
             held.append(piece)
             total = sum(p.samples for p in held)
-            if total >= self._size:
-                last, over = held.pop(), total - self._size
-                kept, rest = last.cut(last.samples - over)
-                held.append(kept)
+            if 2 * total >= 3 * self._size:
+                later: list[_Piece] = []
+                while total > self._size:
+                    last = held.pop()
+                    kept, over = last.cut(max(last.samples - (total - self._size), 0))
+                    later.insert(0, over)
+                    if kept.samples:
+                        held.append(kept)
+                    total -= over.samples
                 yield self._given(code)
-                if over:
-                    held.append(rest)
+                held += later
 
     def rest(self, code: int) -> Iterator[PureBatch]:
         """What is left of a group: one batch, or none."""

@@ -1,0 +1,1 @@
+"""Perceived gender from faces: a first run, and the study of criteria and losses."""
