@@ -13,6 +13,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 from torch.optim import Optimizer
+from tqdm.auto import tqdm
 
 from fair_prune_plugins.errors import FairPruneError, InputError, UnsupportedModelError
 from fair_prune_plugins.gates import CoupledGroup, GatePlan, build_plan
@@ -367,13 +368,17 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         if self._gauge is None or self.target is None:
             return rules.choose(ranked, share), None
         gauge, goal = self._gauge, self._gauge.dense * (1 - share)
-        found = cheapest_ratio_within(
-            lambda ratio: rules.choose(ranked, ratio),
-            self._cost_after,
-            goal,
-            self.target.slack,
-            unit=self.target.unit,
-        )
+        # Each candidate of a latency is exported and timed, which takes seconds.
+        quiet = not self.target.is_latency
+        with tqdm(desc="searching the latency", unit=" networks", leave=False, disable=quiet) as bar:
+
+            def cost(choices: Sequence[Choice]) -> float:
+                bar.update()
+                return self._cost_after(choices)
+
+            found = cheapest_ratio_within(
+                lambda ratio: rules.choose(ranked, ratio), cost, goal, self.target.slack, unit=self.target.unit
+            )
         reached = ReachedCost(
             self.target.quantity, goal, found.cost, found.cost / gauge.dense, found.ratio, found.evaluations
         )
