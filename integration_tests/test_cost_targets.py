@@ -206,6 +206,31 @@ def test_each_criterion_has_its_own_widths_in_the_second_arm_at_equal_macs() -> 
     assert max(costs.values()) <= 1.01 / 0.99 * min(costs.values())
 
 
+@pytest.mark.parametrize("mode", [{}, {"isomorphic": True}])
+def test_one_ranking_over_all_layers_does_not_empty_any(mode: dict[str, Any]) -> None:
+    """Where a layer's units matter least, the host leaves one of them, or gives up on the layer."""
+
+    def worthless_third(group: Any) -> torch.Tensor:
+        width = len(group[0].idxs)
+        return torch.arange(width) * (1e-6 if width == 96 else 1.0) + 1e-3
+
+    kept = {}
+    for limit in (None, 1.0):
+        model = wide()
+        fpt.FairPruner(
+            model, IMAGE, worthless_third, target=fpt.CostTarget(macs=0.5), global_pruning=True, round_to=None,
+            max_pruning_ratio=limit, **mode,
+        ).step()  # fmt: skip
+        kept[limit] = model.third[0].out_channels
+    assert kept[1.0] < 10 <= kept[None] if not mode else kept[None] >= 10
+    for ratio, floor in ((0.5, 10), (0.95, 3)):
+        model = wide()
+        fpt.FairPruner(
+            model, IMAGE, worthless_third, pruning_ratio=ratio, global_pruning=True, round_to=None
+        ).step()  # fmt: skip
+        assert model.third[0].out_channels >= floor
+
+
 def test_steps_share_the_cost_out_as_the_schedule_says() -> None:
     model = wide()
     dense, _ = tp.utils.count_ops_and_params(model, IMAGE[:1])

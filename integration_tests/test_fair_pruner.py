@@ -317,6 +317,7 @@ def test_ratios_of_a_tuple_of_layers_are_one_scope_in_a_global_ranking(together:
         importance,
         pruning_ratio=0.0,
         pruning_ratio_dict={pair: 0.5},
+        max_pruning_ratio=1.0,
         global_pruning=together,
         round_to=None,
     )

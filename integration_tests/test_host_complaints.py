@@ -180,7 +180,7 @@ def test_a_dead_layer_goes_first_where_the_host_keeps_it_whole() -> None:
     assert sum(widths(theirs)) < sum(widths(mobile_with_a_dead_layer()))
     ours = mobile_with_a_dead_layer()
     own = fpt.TaylorImportance()
-    pruner = fpt.FairPruner(ours, IMAGE, own, round_to=None, **options)
+    pruner = fpt.FairPruner(ours, IMAGE, own, round_to=None, max_pruning_ratio=1.0, **options)
     own.collect(pruner, [batch], sample_loss, groups="group", progress=False)
     rows = pruner.step().widths
     assert sum(r.kept for r in rows) == sum(r.initial for r in rows) // 2

@@ -29,6 +29,9 @@ PRUNER_OF_ONE = (
     "own and use the class"
 )
 
+COLLAPSE = 0.9
+"""What one coupled group may lose at most in a ranking over several, unless more is asked for or allowed."""
+
 OLD_NAMES = {
     "ch_sparsity": "pruning_ratio",
     "ch_sparsity_dict": "pruning_ratio_dict",
@@ -47,7 +50,7 @@ def check_amounts(
     ratios: Mapping[Any, float],
     head_ratios: Mapping[Any, float],
     prune_num_heads: bool,
-    max_pruning_ratio: float,
+    max_pruning_ratio: float | None,
     iterative_steps: int,
     global_pruning: bool,
     isomorphic: bool,
@@ -67,7 +70,7 @@ def check_amounts(
     for name, value in named:
         if not 0 <= value < 1:
             raise InputError(BAD_RATIO.format(name=name, value=value))
-    if not 0 <= max_pruning_ratio <= 1:
+    if max_pruning_ratio is not None and not 0 <= max_pruning_ratio <= 1:
         raise InputError(f"max_pruning_ratio must lie in [0, 1], got {max_pruning_ratio}")
     if iterative_steps < 1:
         raise InputError(f"iterative_steps must be at least 1, got {iterative_steps}")
@@ -76,6 +79,23 @@ def check_amounts(
     for name, given in (("head_pruning_ratio", head_pruning_ratio), ("head_pruning_ratio_dict", head_ratios)):
         if given and not prune_num_heads:
             raise InputError(NO_WHOLE_HEADS.format(name=name))
+
+
+def largest_ratio(asked: float | None, pruning_ratio: float, global_pruning: bool) -> float:
+    """What one coupled group may lose at most.
+
+    Units of wide layers each matter little, so one ranking over all layers takes nearly all of some, and the network
+    falls apart there long before it is small. By default a tenth stays of each, or where more than nine tenths are
+    asked for overall, half of what that leaves on average.
+
+    Args:
+        asked: ``max_pruning_ratio``, which is taken as it is.
+        pruning_ratio: of the ranking.
+        global_pruning: whether the ranking is over several groups; each by itself has its ratio and no other limit.
+    """
+    if asked is not None:
+        return asked
+    return max(COLLAPSE, (1 + pruning_ratio) / 2) if global_pruning else 1.0
 
 
 def check_options(host_options: Mapping[str, Any]) -> None:

@@ -35,6 +35,7 @@ from fair_prune_plugins.torch_pruning.arguments import (
     check_members,
     check_options,
     check_schedules,
+    largest_ratio,
 )
 from fair_prune_plugins.torch_pruning.choices import Choice, carried_out
 from fair_prune_plugins.torch_pruning.cost_target import CostTarget
@@ -98,7 +99,8 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             searched for in every step, never above the target; schedules then speak of the cost removed. Without
             ``global_pruning`` the widths depend on no score, so all criteria end at the same cost exactly.
         pruning_ratio_dict: ratios of single layers or tuples of layers; a target leaves them alone.
-        max_pruning_ratio: no group loses more than this fraction of its initial units.
+        max_pruning_ratio: no group loses more than this fraction of its initial units; by default 1, and 0.9 with
+            ``global_pruning``, where whole layers would go otherwise.
         iterative_steps: number of ``step()`` calls in which the ratio is reached.
         iterative_pruning_ratio_scheduler: ``scheduler(ratio, steps) -> steps + 1`` cumulative ratios.
         ignored_layers: modules (with all they contain) whose outputs keep their width, and bare parameters that stay
@@ -130,7 +132,7 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         pruning_ratio: float | None = None,
         target: CostTarget | None = None,
         pruning_ratio_dict: Mapping[Any, float] | None = None,
-        max_pruning_ratio: float = 1.0,
+        max_pruning_ratio: float | None = None,
         iterative_steps: int = 1,
         iterative_pruning_ratio_scheduler: Callable[[float, int], list[float]] | None = None,
         ignored_layers: Sequence[nn.Module | nn.Parameter] | None = None,
@@ -170,7 +172,8 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
             },
             parameters={"unwrapped_parameters": [p for p, _ in unwrapped]},
         )
-        pruning_ratio = DEFAULT_RATIO if pruning_ratio is None else pruning_ratio
+        asked_ratio = 0.0 if target is not None else DEFAULT_RATIO if pruning_ratio is None else pruning_ratio
+        pruning_ratio = asked_ratio
         example_inputs = _fitted(model, example_inputs)
         check_forward(model, example_inputs, forward_fn)
         self.alignment = alignment_of(round_to)
@@ -207,7 +210,7 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                     global_pruning=global_pruning,
                     pruning_ratio=pruning_ratio,
                     pruning_ratio_dict=None if pruning_ratio_dict is None else dict(pruning_ratio_dict),
-                    max_pruning_ratio=max_pruning_ratio,
+                    max_pruning_ratio=largest_ratio(max_pruning_ratio, asked_ratio, global_pruning),
                     iterative_steps=iterative_steps,
                     **schedule,
                     ignored_layers=list(ignored_layers or ()),

@@ -105,8 +105,9 @@ class PruneConfig(Section):
         description="after each pruning step, measure the statistics of all batch norms anew on the training people, "
         "without augmentation",
     )
-    max_pruning_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=1.0, description="no layer loses more than this share"
+    max_pruning_ratio: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="no layer loses more than this share; null is 1, and 0.9 where several layers are ranked together",
     )
 
     @model_validator(mode="after")
