@@ -11,7 +11,7 @@ from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.groups import GroupReader, as_reader
 from fair_prune_plugins.losses.labels import NOT_A_TENSOR
 from fair_prune_plugins.statistics.batches import BatchReader, BatchSource
-from fair_prune_plugins.statistics.collecting import Groups
+from fair_prune_plugins.statistics.walking import Groups
 
 if TYPE_CHECKING:
     from fair_prune_plugins.losses.hook import LossHook

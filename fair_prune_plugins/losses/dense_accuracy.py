@@ -15,7 +15,7 @@ from fair_prune_plugins.groups import as_reader
 from fair_prune_plugins.losses.labels import Task, checked_labels, checked_logits, require_hard, right
 from fair_prune_plugins.picking import Source, pick
 from fair_prune_plugins.statistics.batches import AUTO, BatchReader, BatchSource
-from fair_prune_plugins.statistics.collecting import NO_SUCH_OUTPUT, Groups
+from fair_prune_plugins.statistics.walking import NO_SUCH_OUTPUT, Groups
 
 BAD_TABLE = "accuracy (0 to 1) and number of people are needed for every group, got {accuracy} and {people} for {names}"
 NOBODY = "the groups {names} have nobody to measure the dense model's accuracy on; leave them out or give more data"

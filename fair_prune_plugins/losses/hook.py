@@ -18,7 +18,7 @@ from fair_prune_plugins.losses.batch_loss import BatchLoss
 from fair_prune_plugins.losses.group_terms import GroupSizes, checked_codes
 from fair_prune_plugins.losses.labels import NOT_FINITE, Task, check_task, checked_labels, checked_logits, cross_entropy
 from fair_prune_plugins.statistics.batches import AUTO, BatchSource
-from fair_prune_plugins.statistics.collecting import Groups as GroupSources
+from fair_prune_plugins.statistics.walking import Groups as GroupSources
 
 Reduction = Literal["mean", "sum", "none"]
 

@@ -15,7 +15,7 @@ from fair_prune_plugins.losses.labels import checked_logits
 from fair_prune_plugins.picking import Source, pick
 from fair_prune_plugins.statistics.batches import Leaves, rows
 from fair_prune_plugins.statistics.checksum import model_checksum
-from fair_prune_plugins.statistics.collecting import NO_SUCH_OUTPUT
+from fair_prune_plugins.statistics.walking import NO_SUCH_OUTPUT
 
 NOT_A_MODEL = "teacher= must be a torch module or a Teacher, got {got}"
 

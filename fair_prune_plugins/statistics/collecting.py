@@ -6,41 +6,24 @@ exception or an interrupt. The cost is that of one ordinary backward pass, whate
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
-from fair_prune_plugins.errors import FairPruneError, InputError
-from fair_prune_plugins.gates.calling import batch_size, call, moved, output_tensors, preserved
+from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.gates.plan import GatePlan
 from fair_prune_plugins.gates.tapping import GateMeter
-from fair_prune_plugins.groups import EMPTY_GROUPS, SMALL_GROUP, GroupReader, GroupSource, as_reader
-from fair_prune_plugins.picking import Source, pick
+from fair_prune_plugins.picking import Source
 from fair_prune_plugins.statistics.batches import AUTO, BatchReader, BatchSource
 from fair_prune_plugins.statistics.checksum import model_checksum
 from fair_prune_plugins.statistics.sample_losses import NOT_DIFFERENTIABLE, LossFn, Reduction, SampleLosses
-from fair_prune_plugins.statistics.store import EVERYONE, GateStatistics, first_not_finite
+from fair_prune_plugins.statistics.store import GateStatistics, first_not_finite
+from fair_prune_plugins.statistics.walking import IN_PLACE, Groups, People, Walk
 
-logger = logging.getLogger(__name__)
-
-Groups = GroupReader | GroupSource | Sequence[GroupSource] | Mapping[str, GroupSource]
-
-NO_DATA = "the loader yielded no sample; statistics need data"
-NO_GATES = "no coupled group of the model can be pruned:\n{plan}"
-FORWARD_FAILED = (
-    "the model fails on batch {batch} ({error}); its inputs are {shapes}. Images are expected channels first, as the "
-    "model takes them; pass inputs= where the batch has them"
-)
-NO_SUCH_OUTPUT = "output={key!r} is not in what the model returns, {have}"
 NOT_FINITE = (
     "the gates' derivatives are not finite on batch {batch}, first at {name}: the backward pass overflowed there"
 )
-IN_PLACE = "modified by an inplace operation", "modified inplace"
 
 
 def collect(
@@ -87,68 +70,31 @@ def collect(
             finite or not reduced as declared.
         UnsupportedModelError: see :func:`~fair_prune_plugins.gates.build_plan`.
     """
-    if not plan.units:
-        raise InputError(NO_GATES.format(plan=plan.describe()))
-    reader = BatchReader(inputs, targets, weights)
-    # A copy of a given reader: names that it learned from other data are not groups of this data.
-    group_reader = None if groups is None else replace(as_reader(groups))
+    walk = Walk(plan, loader, BatchReader(inputs, targets, weights), groups, output)
     losses = SampleLosses(loss_fn, reduction)
     meter = GateMeter(plan)
-    model = plan.model
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     totals = _Totals(meter.width)
-    total = len(loader) if isinstance(loader, Sized) else None
-    with preserved(model), meter.attached(), repeatable(device):
-        model.eval()
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        for number, batch in enumerate(
-            tqdm(loader, total=total, desc="gate statistics", disable=not progress, leave=False)
-        ):
-            model_inputs = moved(reader.read_inputs(batch), device=device, dtype=dtype)
-            samples = batch_size(model_inputs)
-            if not samples:
-                continue
-            codes = (
-                torch.zeros(samples, dtype=torch.int64) if group_reader is None else group_reader.read(batch, samples)
-            )
-            sample_weights = reader.read_weights(batch, samples)
-            loss_targets = moved(reader.read_targets(batch), device=device)
-            weights_or_none = None if weights is None else sample_weights
-
-            def total_loss(
-                outputs: Any, t: Any = loss_targets, w: Any = weights_or_none, n: int = samples, b: int = number
-            ) -> torch.Tensor:
-                return losses.total(outputs if output is None else pick(outputs, output, NO_SUCH_OUTPUT), t, w, n, b)
-
-            values = _measure(plan, meter, model_inputs, device, samples, number, total_loss)
+    with walk.frozen(), meter.attached():
+        for people in walk.people("gate statistics", progress=progress):
+            values = _measure(walk, meter, losses, people)
             if not torch.isfinite(values).all():
-                raise InputError(NOT_FINITE.format(batch=number, name=first_not_finite(meter.columns, values)))
-            totals.add(codes, sample_weights, values.cpu())
-    if not int(totals.people.sum()) and not allow_empty:
-        raise InputError(NO_DATA)
-    if group_reader is not None and not int(totals.people[1:].sum()) and not allow_empty:
-        raise InputError(EMPTY_GROUPS.format(n=int(totals.people[0]), attribute=group_reader.attribute))
-    return _finished(plan, meter, totals, group_reader)
+                raise InputError(NOT_FINITE.format(batch=people.batch, name=first_not_finite(meter.columns, values)))
+            totals.add(people.codes, people.weights, values.cpu())
+    if not allow_empty:
+        walk.check_somebody(int(totals.people.sum()), int(totals.people[1:].sum()))
+    return _finished(plan, meter, totals, walk)
 
 
-def _measure(
-    plan: GatePlan,
-    meter: GateMeter,
-    inputs: Any,
-    device: torch.device,
-    samples: int,
-    batch: int,
-    total_loss: Callable[[Any], torch.Tensor],
-) -> torch.Tensor:
+def _measure(walk: Walk, meter: GateMeter, losses: SampleLosses, people: People) -> torch.Tensor:
     """One batch forward and backward. A second time with copies if the network overwrites what a gate must remember."""
+    inputs, targets = walk.inputs(people.inputs), walk.targets(people.targets)
     while True:
         # Parameters take no gradient, and neither do inputs: the graph begins at the first gate.
         with torch.inference_mode(False), torch.enable_grad():
-            meter.start(samples, device)
+            meter.start(people.samples, walk.device)
             try:
-                loss = total_loss(outputs_of(plan, inputs, batch))
+                outputs = walk.outputs(inputs, people.batch)
+                loss = losses.total(outputs, targets, people.given_weights, people.samples, people.batch)
                 # Only as far as the gates: inputs and a loss's own parameters keep their .grad.
                 (reached,) = torch.autograd.grad(loss, meter.anchor, allow_unused=True)
             except RuntimeError as error:
@@ -159,45 +105,6 @@ def _measure(
         if reached is None:
             raise InputError(NOT_DIFFERENTIABLE)
         return meter.finish()
-
-
-def outputs_of(plan: GatePlan, inputs: Any, batch: int) -> Any:
-    """What the model returns.
-
-    Raises:
-        InputError: it fails.
-    """
-    try:
-        return call(plan.model, inputs, plan.forward_fn)
-    except FairPruneError:
-        raise
-    except Exception as error:
-        if any(text in str(error) for text in IN_PLACE):
-            raise
-        shapes = [f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in output_tensors(inputs)]
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(FORWARD_FAILED.format(batch=batch, error=reason, shapes=", ".join(shapes))) from error
-
-
-@contextmanager
-def repeatable(device: torch.device) -> Iterator[None]:
-    """The same numbers on every run on a GPU; torch warns where an operation of the model has no repeatable form."""
-    if device.type != "cuda":
-        yield
-        return
-    backend = torch.backends.cudnn
-    before = backend.deterministic, backend.benchmark
-    enabled, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    backend.deterministic, backend.benchmark = True, False
-    torch.use_deterministic_algorithms(True, warn_only=warn_only or not enabled)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-        backend.deterministic, backend.benchmark = before
 
 
 class _Totals:
@@ -232,36 +139,22 @@ class _Totals:
             )
 
 
-def _finished(plan: GatePlan, meter: GateMeter, totals: _Totals, reader: GroupReader | None) -> GateStatistics:
-    names = (EVERYONE,) if reader is None else tuple(reader.known_names[i] for i in reader.order)
-    order = [0] if reader is None else reader.order
-    totals._grow(len(order) + 1)
-    rows = [i + 1 for i in order] + [0]
+def _finished(plan: GatePlan, meter: GateMeter, totals: _Totals, walk: Walk) -> GateStatistics:
+    totals._grow(len(walk.order) + 1)
+    rows = [i + 1 for i in walk.order] + [0]
     squares = plan.weight_square()
-    weight_square = torch.cat([squares[name] for name in meter.columns])
     statistics = GateStatistics(
-        "no attribute" if reader is None else reader.attribute,
-        names,
+        walk.attribute,
+        walk.names,
         dict(meter.columns),
         totals.people[rows],
         totals.weight[rows],
         totals.sum[rows],
         totals.absolute[rows],
         totals.square[rows],
-        weight_square,
+        torch.cat([squares[name] for name in meter.columns]),
         model_checksum(plan.model),
-        frozen_note(plan),
+        walk.notes,
     )
-    say_small_groups(statistics, reader)
+    walk.say_small_groups(statistics)
     return statistics
-
-
-def frozen_note(plan: GatePlan) -> list[str]:
-    """A note on frozen layers for the statistics to carry, if there are any."""
-    return [f"frozen layers are among what can be pruned: {', '.join(plan.frozen)}"] if plan.frozen else []
-
-
-def say_small_groups(statistics: GateStatistics, reader: GroupReader | None) -> None:
-    """Log how large the groups are, where some are too small to judge or people are in none."""
-    if reader is not None and (statistics.unknown or min(statistics.counts.values(), default=0) < SMALL_GROUP):
-        logger.warning("%s", statistics.statement())

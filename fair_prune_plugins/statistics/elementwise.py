@@ -12,34 +12,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sized
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from fair_prune_plugins.errors import InputError
-from fair_prune_plugins.gates.calling import batch_size, moved, preserved
 from fair_prune_plugins.gates.plan import GatePlan
 from fair_prune_plugins.gates.unit_weights import WeightPart, weight_parts
-from fair_prune_plugins.groups import EMPTY_GROUPS, UNKNOWN, GroupReader, as_reader
-from fair_prune_plugins.picking import Source, pick
+from fair_prune_plugins.groups import UNKNOWN
+from fair_prune_plugins.picking import Source
 from fair_prune_plugins.statistics.batches import AUTO, BatchReader, BatchSource
 from fair_prune_plugins.statistics.checksum import model_checksum
-from fair_prune_plugins.statistics.collecting import (
-    NO_DATA,
-    NO_GATES,
-    NO_SUCH_OUTPUT,
-    Groups,
-    frozen_note,
-    outputs_of,
-    repeatable,
-    say_small_groups,
-)
 from fair_prune_plugins.statistics.regrouping import HeldBack, PureBatch
 from fair_prune_plugins.statistics.sample_losses import LossFn, Reduction, SampleLosses
-from fair_prune_plugins.statistics.store import EVERYONE, GateStatistics, first_not_finite
+from fair_prune_plugins.statistics.store import GateStatistics, first_not_finite
+from fair_prune_plugins.statistics.walking import Groups, Walk
 
 HALF = (torch.float16, torch.bfloat16)
 """Gradients of these types are summed in single precision."""
@@ -105,61 +94,41 @@ def collect_elementwise(
             cannot be taken apart; a loss hook that compares the groups of a batch (``LossHook.compares_batch``).
         UnsupportedModelError: a unit set that no weight leaves with.
     """
-    if not plan.units:
-        raise InputError(NO_GATES.format(plan=plan.describe()))
     if groups is not None and getattr(loss_fn, "compares_batch", False):
         hook = getattr(loss_fn, "hook", loss_fn)
         raise InputError(COMPARES_BATCH.format(loss=type(hook).__name__))
-    reader = BatchReader(inputs, targets, weights)
-    # A copy of a given reader: names that it learned from other data are not groups of this data.
-    group_reader = None if groups is None else replace(as_reader(groups))
+    walk = Walk(plan, loader, BatchReader(inputs, targets, weights), groups, output)
     losses = SampleLosses(loss_fn, reduction)
     sums = _GradientSums(plan, include_consumers)
-    model = plan.model
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     numbers = itertools.count()
 
     def computed(batch: PureBatch) -> None:
         model_inputs, loss_targets, sample_weights = batch.tree
-        number, loss_targets = next(numbers), moved(loss_targets, device=device)
+        number = next(numbers)
         with torch.inference_mode(False), torch.enable_grad():
-            outputs = outputs_of(plan, moved(model_inputs, device=device, dtype=dtype), number)
-            outputs = outputs if output is None else pick(outputs, output, NO_SUCH_OUTPUT)
-            sums.add(batch.code, losses.total(outputs, loss_targets, sample_weights, batch.samples, number))
+            outputs = walk.outputs(walk.inputs(model_inputs), number)
+            loss = losses.total(outputs, walk.targets(loss_targets), sample_weights, batch.samples, number)
+            sums.add(batch.code, loss)
 
-    held, people = HeldBack(), _People()
-    total = len(loader) if isinstance(loader, Sized) else None
-    with preserved(model), repeatable(device):
-        model.eval()
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
+    held, seen = HeldBack(), _Seen()
+    with walk.frozen():
         for parameter in sums.parameters:
             parameter.requires_grad_(True)
-        for batch in tqdm(loader, total=total, desc="weight gradients", disable=not progress, leave=False):
-            model_inputs = reader.read_inputs(batch)
-            samples = batch_size(model_inputs)
-            if not samples:
-                continue
-            codes = (
-                torch.zeros(samples, dtype=torch.int64) if group_reader is None else group_reader.read(batch, samples)
-            )
-            sample_weights = reader.read_weights(batch, samples)
-            people.add(codes, sample_weights)
-            of_person = model_inputs, reader.read_targets(batch), None if weights is None else sample_weights
-            for pure in held.add(of_person, codes):
+        for people in walk.people("weight gradients", progress=progress):
+            seen.add(people.codes, people.weights)
+            for pure in held.add((people.inputs, people.targets, people.given_weights), people.codes):
                 computed(pure)
-        names, order = _rows(people, group_reader)
-        importance = torch.zeros(len(order), sums.width, dtype=torch.float64)
-        held_back = tqdm(order, desc="weight gradients of those held back", disable=not progress, leave=False)
+        _check_everybody(seen, walk)
+        importance = torch.zeros(len(walk.order), sums.width, dtype=torch.float64)
+        held_back = tqdm(walk.order, desc="weight gradients of those held back", disable=not progress, leave=False)
         for row, code in enumerate(held_back):
             for pure in held.rest(code):
                 computed(pure)
-            importance[row] = sums.importance(code, people.weight[code])
+            importance[row] = sums.importance(code, seen.weight[code])
             if not torch.isfinite(importance[row]).all():
                 name = first_not_finite(sums.columns, importance[row])
-                raise InputError(NOT_FINITE.format(group=names[row], name=name))
-    return _finished(plan, sums, people, group_reader, names, order, importance)
+                raise InputError(NOT_FINITE.format(group=walk.names[row], name=name))
+    return _finished(plan, sums, seen, walk, importance)
 
 
 class _GradientSums:
@@ -218,7 +187,7 @@ class _GradientSums:
         return result / weight**2
 
 
-class _People:
+class _Seen:
     """Who was seen: people and their weight by group code; :data:`UNKNOWN` is the code of those in no known group."""
 
     def __init__(self) -> None:
@@ -232,45 +201,32 @@ class _People:
             self.weight[code] = self.weight.get(code, 0.0) + float(weights[mine].sum())
 
 
-def _rows(people: _People, reader: GroupReader | None) -> tuple[tuple[str, ...], list[int]]:
-    """The groups' names and their codes, in the order to report them."""
-    if sum(people.count.values()) == 0:
-        raise InputError(NO_DATA)
-    order = [0] if reader is None else reader.order
-    names = (EVERYONE,) if reader is None else tuple(reader.known_names[i] for i in order)
-    if reader is not None and not any(code != UNKNOWN for code in people.count):
-        raise InputError(EMPTY_GROUPS.format(n=people.count[UNKNOWN], attribute=reader.attribute))
-    nobody = [name for name, code in zip(names, order, strict=True) if people.weight.get(code, 0.0) <= 0]
+def _check_everybody(seen: _Seen, walk: Walk) -> None:
+    """Every group needs people: a mean over nobody has no gradient."""
+    everybody = sum(seen.count.values())
+    walk.check_somebody(everybody, everybody - seen.count[UNKNOWN])
+    nobody = [name for name, code in zip(walk.names, walk.order, strict=True) if seen.weight.get(code, 0.0) <= 0]
     if nobody:
         raise InputError(NOBODY.format(groups=", ".join(nobody)))
-    return names, order
 
 
-def _finished(
-    plan: GatePlan,
-    sums: _GradientSums,
-    people: _People,
-    reader: GroupReader | None,
-    names: tuple[str, ...],
-    order: list[int],
-    importance: torch.Tensor,
-) -> GateStatistics:
+def _finished(plan: GatePlan, sums: _GradientSums, seen: _Seen, walk: Walk, importance: torch.Tensor) -> GateStatistics:
     squares = plan.weight_square()
-    rows = [*order, UNKNOWN]
+    rows = [*walk.order, UNKNOWN]
     unmeasured = torch.full((len(rows), sums.width), math.nan, dtype=torch.float64)
     statistics = GateStatistics(
-        "no attribute" if reader is None else reader.attribute,
-        names,
+        walk.attribute,
+        walk.names,
         dict(sums.columns),
-        torch.tensor([people.count[code] for code in rows], dtype=torch.int64),
-        torch.tensor([people.weight[code] for code in rows], dtype=torch.float64),
+        torch.tensor([seen.count[code] for code in rows], dtype=torch.int64),
+        torch.tensor([seen.weight[code] for code in rows], dtype=torch.float64),
         unmeasured,
         unmeasured.clone(),
         unmeasured.clone(),
         torch.cat([squares[name] for name in sums.columns]),
         model_checksum(plan.model),
-        frozen_note(plan),
+        walk.notes,
         importance,
     )
-    say_small_groups(statistics, reader)
+    walk.say_small_groups(statistics)
     return statistics

@@ -11,8 +11,8 @@ from torch import nn
 
 from fair_prune_plugins.errors import FairPruneError, InputError
 from fair_prune_plugins.groups import EMPTY_GROUPS, SMALL_GROUP
-from fair_prune_plugins.statistics.collecting import NO_DATA
 from fair_prune_plugins.statistics.store import EVERYONE, GateStatistics
+from fair_prune_plugins.statistics.walking import NO_DATA
 
 logger = logging.getLogger(__name__)
 

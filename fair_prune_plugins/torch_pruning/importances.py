@@ -23,10 +23,10 @@ from fair_prune_plugins.gates.structure import OUTPUT, CoupledGroup, group_key, 
 from fair_prune_plugins.statistics import BatchReader, GateStatistics, collect_elementwise, model_checksum
 from fair_prune_plugins.statistics import collect as collect_statistics
 from fair_prune_plugins.statistics.batches import AUTO, BatchSource
-from fair_prune_plugins.statistics.collecting import Groups
 from fair_prune_plugins.statistics.ranks import Distributed, collected_together, in_agreement, together
 from fair_prune_plugins.statistics.sample_losses import LossFn, Reduction
 from fair_prune_plugins.statistics.store import UnitStatistics
+from fair_prune_plugins.statistics.walking import Groups
 from fair_prune_plugins.torch_pruning.planning import peeked, plan_of
 
 OnStale = Literal["error", "warn", "ignore"]
