@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ from fair_prune_plugins.gates.calling import ForwardFn, call, generic, moved, ou
 from fair_prune_plugins.gates.closing import closed_gates, masks_for, width_of
 from fair_prune_plugins.gates.probing import misplaced_batches
 from fair_prune_plugins.gates.proof import EXACT, SINGLE_PRECISION, prove, randomised_copy
-from fair_prune_plugins.gates.removal import build_graph, channel_groups
+from fair_prune_plugins.gates.removal import build_graph, channel_groups, graph_builder
 from fair_prune_plugins.gates.structure import OUTPUT, CoupledGroup, PruningSettings, UnitSet, members, read_groups
 from fair_prune_plugins.gates.unit_weights import unit_square, weight_parts
 
@@ -335,29 +335,20 @@ def _refuse_misplaced(group: CoupledGroup, misplaced: Mapping[str, str]) -> Coup
     return group
 
 
-def _builder(model: nn.Module, graph: tp.DependencyGraph, forward_fn: ForwardFn | None) -> Any:
+def _builder(
+    model: nn.Module, graph: tp.DependencyGraph, forward_fn: ForwardFn | None
+) -> Callable[[nn.Module, Any], tp.DependencyGraph]:
     """Build, for copies, graphs like the one in use: the same customised pruners, bare parameters and ignored
     parameters.
     """
-    module_paths = {m: p for p, m in model.named_modules()}
-    parameter_names = {p: n for n, p in model.named_parameters()}
-    by_type = {k: v for k, v in graph.CUSTOMIZED_PRUNERS.items() if not isinstance(k, nn.Module)}
-    by_path = {module_paths[k]: v for k, v in graph.CUSTOMIZED_PRUNERS.items() if isinstance(k, nn.Module)}
-    bare = [(parameter_names[p], dim) for p, dim in graph.unwrapped_parameters if p in parameter_names]
-    ignored = [parameter_names[p] for p in graph.ignored_params if p in parameter_names]
-
-    def build(twin: nn.Module, inputs: Any) -> tp.DependencyGraph:
-        customized = {**by_type, **{twin.get_submodule(path): v for path, v in by_path.items()}}
-        return build_graph(
-            twin,
-            inputs,
-            forward_fn=forward_fn,
-            customized_pruners=customized,
-            unwrapped_parameters=[tp._helpers.UnwrappedParameters(twin.get_parameter(name), dim) for name, dim in bare],
-            ignored_params=[twin.get_parameter(name) for name in ignored],
-        )
-
-    return build
+    return graph_builder(
+        model,
+        forward_fn=forward_fn,
+        # The host refuses pruners of single modules, so these are all of types.
+        customized_pruners={k: v for k, v in graph.CUSTOMIZED_PRUNERS.items() if not isinstance(k, nn.Module)},
+        unwrapped_parameters=[(p, dim) for p, dim in graph.unwrapped_parameters],
+        ignored_params=graph.ignored_params,
+    )
 
 
 def unit_weight_square(model: nn.Module, group: CoupledGroup, units: UnitSet) -> torch.Tensor:

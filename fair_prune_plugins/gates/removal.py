@@ -8,7 +8,7 @@ graph.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -158,6 +158,37 @@ def build_graph(
     finally:
         for p in frozen:
             p.requires_grad_(False)
+
+
+def graph_builder(
+    model: nn.Module,
+    *,
+    forward_fn: ForwardFn | None = None,
+    output_transform: Any = None,
+    customized_pruners: Mapping[Any, BasePruningFunc] | None = None,
+    unwrapped_parameters: Iterable[tuple[nn.Parameter, int]] = (),
+    ignored_params: Iterable[nn.Parameter] = (),
+) -> Callable[[nn.Module, Any], tp.DependencyGraph]:
+    """:func:`build_graph` with one model's settings, for that model and its copies, whatever their parameters are then.
+
+    Bare parameters are remembered by name.
+    """
+    names = {p: name for name, p in model.named_parameters()}
+    bare = [(names[p], dim) for p, dim in unwrapped_parameters if p in names]
+    ignored = [names[p] for p in ignored_params if p in names]
+
+    def build(of: nn.Module, inputs: Any) -> tp.DependencyGraph:
+        return build_graph(
+            of,
+            inputs,
+            forward_fn=forward_fn,
+            output_transform=output_transform,
+            customized_pruners=customized_pruners,
+            unwrapped_parameters=[(of.get_parameter(name), dim) for name, dim in bare],
+            ignored_params=[of.get_parameter(name) for name in ignored],
+        )
+
+    return build
 
 
 def channel_groups(graph: tp.DependencyGraph, model: nn.Module) -> tuple[dict[nn.Module, int], dict[nn.Module, int]]:

@@ -8,7 +8,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from fair_prune_plugins.gates.calling import ForwardFn, call, copied, preserved
+from fair_prune_plugins.gates.calling import ForwardFn, call, copied
 
 
 def macs_and_params(model: nn.Module, inputs: Any, forward_fn: ForwardFn | None = None) -> tuple[int, int]:
@@ -21,10 +21,9 @@ def macs_and_params(model: nn.Module, inputs: Any, forward_fn: ForwardFn | None 
         inputs: one sample, however the model takes it.
         forward_fn: how it is called, if not plainly.
     """
-    with preserved(model):
-        model.eval()
-        # One argument, whatever it is: the counter divides by its length, for a dict by the number of keys.
-        macs, params = tp.utils.count_ops_and_params(_Called(copied(model), inputs, forward_fn), (torch.zeros(1),))
+    # One argument, whatever it is: the counter divides by its length, for a dict by the number of keys.
+    called = _Called(copied(model).eval(), inputs, forward_fn)
+    macs, params = tp.utils.count_ops_and_params(called, (torch.zeros(1),))
     return int(macs), int(params)
 
 

@@ -22,7 +22,7 @@ from fair_prune_plugins.gates.enumeration import roots_to_avoid
 from fair_prune_plugins.gates.plan import UNREACHED
 from fair_prune_plugins.gates.removal import (
     NO_GRAPH,
-    build_graph,
+    graph_builder,
     no_hooks_left,
     traceable_outputs,
     with_norm_pruners,
@@ -182,11 +182,16 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
         self._forward_fn = forward_fn
         transform = host_options.pop("output_transform", None)
         self._judged_fn = _transformed(forward_fn, transform)
-        self._output_transform = transform or traceable_outputs
-        self._customized = host_options.pop("customized_pruners", None)
-        names = {p: name for name, p in model.named_parameters()}
-        self._unwrapped = [(names[p], dim) for p, dim in unwrapped]
-        self._ignored_params = [names[p] for p in ignored_layers or () if isinstance(p, nn.Parameter)]
+        output_transform = transform or traceable_outputs
+        customized = host_options.pop("customized_pruners", None)
+        self._build_graph = graph_builder(
+            model,
+            forward_fn=forward_fn,
+            output_transform=output_transform,
+            customized_pruners=customized,
+            unwrapped_parameters=unwrapped,
+            ignored_params=[p for p in ignored_layers or () if isinstance(p, nn.Parameter)],
+        )
         self.target, self._gauge = target, None
         if target is not None:
             self._gauge = target.gauge(model, resized(example_inputs, 2), forward_fn)
@@ -224,10 +229,10 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
                     prune_head_dims=prune_head_dims,
                     head_pruning_ratio=head_pruning_ratio,
                     head_pruning_ratio_dict=None if head_pruning_ratio_dict is None else dict(head_pruning_ratio_dict),
-                    customized_pruners=with_norm_pruners(model, self._customized),
+                    customized_pruners=with_norm_pruners(model, customized),
                     unwrapped_parameters=unwrapped,
                     forward_fn=forward_fn,
-                    output_transform=self._output_transform,
+                    output_transform=output_transform,
                     **host_options,
                 )
             except FairPruneError:
@@ -509,15 +514,7 @@ class FairPruner(tp.pruner.BasePruner):  # type: ignore[misc]
 
     def _graph_of(self, model: nn.Module) -> tp.DependencyGraph:
         """A graph with this pruner's settings, of its model or of a copy in eval mode."""
-        return build_graph(
-            model,
-            self.example_inputs,
-            forward_fn=self._forward_fn,
-            output_transform=self._output_transform,
-            customized_pruners=self._customized,
-            unwrapped_parameters=[(model.get_parameter(name), dim) for name, dim in self._unwrapped],
-            ignored_params=[model.get_parameter(name) for name in self._ignored_params],
-        )
+        return self._build_graph(model, self.example_inputs)
 
 
 def _fitted(model: nn.Module, inputs: Any) -> Any:
