@@ -23,8 +23,14 @@ from fair_prune_plugins.errors import InputError, ScoreError
 from fair_prune_plugins.statistics.store import UnitStatistics
 from integration_tests.pruning_oracles import literal_greedy, per_person, unit_statistics
 
-BUILT_IN = ["fairgrape", "group_balanced_taylor", "magnitude", "taylor", "worst_group_taylor"]
+ALL = [
+    "fairgrape", "fairprune", "group_balanced_taylor", "magnitude", "rank_mix", "snnl", "taylor", "worst_group_taylor",
+]  # fmt: skip
+BUILT_IN = [name for name in ALL if name != "snnl"]
+"""Those that gates or weights are enough for."""
 OVER_GROUPS = ["fairgrape", "group_balanced_taylor", "worst_group_taylor"]
+"""Those that take any statistic of gates."""
+COMPARING = [*OVER_GROUPS, "fairprune", "rank_mix"]
 
 
 def people(samples: int = 40, units: int = 9, groups: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,7 +173,7 @@ def test_a_schedule_out_of_range_is_refused(ratio: float, kappa: float) -> None:
 
 
 def test_these_are_all_the_criteria() -> None:
-    assert criteria.names() == BUILT_IN
+    assert criteria.names() == ALL
 
 
 @pytest.fixture(params=BUILT_IN)
@@ -224,18 +230,22 @@ def test_a_group_twice_as_large_counts_no_more_except_for_plain_taylor(name: str
 @pytest.mark.parametrize("name", BUILT_IN)
 @pytest.mark.parametrize("statistic", ["absolute", "square"])
 def test_the_losses_scale_changes_no_order(name: str, statistic: str) -> None:
-    options = {} if name == "magnitude" else {"statistic": statistic}
+    options = {"statistic": statistic} if "statistic" in criteria.get(name).options else {}
+    if name == "fairprune":
+        options["statistic"] = statistic = "square"
     s, codes = people()
     plain = criteria.get(name)(unit_statistics(s, codes, 3), **options)
     scaled = criteria.get(name)(unit_statistics(s * 2.0**-30, codes, 3), **options)
-    factor = 1.0 if name in ("magnitude", "fairgrape") else 2.0**-30 if statistic == "absolute" else 2.0**-60
+    factor = (
+        1.0 if name in ("magnitude", "fairgrape", "rank_mix") else 2.0**-30 if statistic == "absolute" else 2.0**-60
+    )
     assert torch.equal(scaled, plain * factor)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_an_empty_group_is_an_error_where_groups_matter(name: str) -> None:
     statistics = unit_statistics(*people(), 4)  # nobody is in group 3
-    if name in OVER_GROUPS:
+    if name in COMPARING:
         with pytest.raises(ScoreError, match="group 3: no person") as raised:
             criteria.get(name)(statistics)
         assert str(raised.value) == EMPTY_GROUP.format(groups="group 3")
@@ -246,7 +256,7 @@ def test_an_empty_group_is_an_error_where_groups_matter(name: str) -> None:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_no_group_at_all_is_an_error_where_groups_matter(name: str) -> None:
     statistics = unit_statistics(torch.randn(4, 3), torch.full((4,), -1), 0)
-    if name in OVER_GROUPS:
+    if name in COMPARING:
         with pytest.raises(ScoreError, match="name no sensitive group") as raised:
             criteria.get(name)(statistics)
         assert str(raised.value) == NO_GROUPS
@@ -297,7 +307,7 @@ def test_signed_statistics_warn_and_unknown_statistics_are_refused(name: str) ->
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("name", OVER_GROUPS)
+@pytest.mark.parametrize("name", COMPARING)
 def test_statistics_that_are_not_finite_never_become_finite_scores(name: str, bad: float) -> None:
     """Ranks would hide them: a rank is finite whatever it is a rank of."""
     statistics = unit_statistics(*people(), 3)
@@ -421,7 +431,7 @@ def test_unknown_options_are_named_with_what_there_is(name: str) -> None:
 def test_an_unknown_name_lists_all_and_suggests_the_nearest(asked: str, meant: str) -> None:
     with pytest.raises(InputError, match=f"Did you mean '{meant}'") as raised:
         criteria.get(asked)
-    assert str(BUILT_IN) in str(raised.value)
+    assert str(ALL) in str(raised.value)
     with pytest.raises(InputError, match="there is no criterion 'zzz'") as raised:
         criteria.get("zzz")
     assert "Did you mean" not in str(raised.value)

@@ -581,8 +581,8 @@ def test_names_options_and_policies_are_strict() -> None:
 
 OURS = {
     "importance": [
-        "FairGRAPEImportance", "GateMagnitudeImportance", "GateTaylorImportance", "GroupBalancedTaylorImportance",
-        "WorstGroupTaylorImportance",
+        "FairGRAPEImportance", "FairPruneImportance", "GateMagnitudeImportance", "GateTaylorImportance",
+        "GroupBalancedTaylorImportance", "RankMixImportance", "SNNLImportance", "WorstGroupTaylorImportance",
     ],
     "pruner": ["FairPruner"],
 }  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 from fair_prune_plugins.criteria.registry import criterion
 from fair_prune_plugins.criteria.taylor import Statistic, per_group
 from fair_prune_plugins.errors import InputError, ScoreError
-from fair_prune_plugins.statistics.store import UnitStatistics
+from fair_prune_plugins.statistics.units import UnitStatistics
 
 NO_DENSE_SHARE = (
     "target='dense' needs the groups' shares in the dense model, which come from the first collection on it; collect "

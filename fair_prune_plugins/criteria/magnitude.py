@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fair_prune_plugins.criteria.registry import criterion
-from fair_prune_plugins.statistics.store import UnitStatistics
+from fair_prune_plugins.statistics.units import UnitStatistics
 
 
 @criterion(

@@ -13,9 +13,12 @@ import torch
 
 from fair_prune_plugins.errors import InputError, ScoreError
 from fair_prune_plugins.registry import Registry, check_options, options_of, place
-from fair_prune_plugins.statistics.store import UnitStatistics
+from fair_prune_plugins.statistics.units import Needs, UnitStatistics
 
 CriterionFn = Callable[..., torch.Tensor]
+
+NeedsFn = Callable[[Mapping[str, Any]], Needs]
+"""What a criterion needs with all its options, those left at their defaults among them; it refuses what cannot be."""
 
 BAD_SIGNATURE = (
     "{place}: a criterion takes exactly one positional argument, the UnitStatistics, and options as keywords with "
@@ -46,6 +49,7 @@ class Criterion:
     needs_data: bool
     needs_groups: bool
     comparable: bool
+    needing: NeedsFn | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -56,9 +60,24 @@ class Criterion:
         """Refuse options the criterion does not have, and values that an option annotated with ``Literal`` does not.
 
         Raises:
-            InputError: naming the option and what there is, or what it takes.
+            InputError: naming the option and what there is, or what it takes; or options that do not go together.
         """
         check_options("criterion", self.name, self.function, self.options, options)
+        self.needs(options)
+
+    def needs(self, options: Mapping[str, Any]) -> Needs:
+        """What must be collected for the criterion with these options.
+
+        Raises:
+            InputError: options that do not go together.
+        """
+        given = {**self.options, **options}
+        if self.needing is not None:
+            return self.needing(given)
+        if not self.needs_data:
+            return Needs(frozenset(), self.needs_groups)
+        elementwise = given.get("statistic") == "elementwise"
+        return Needs(frozenset({"elementwise" if elementwise else "gates"}), self.needs_groups)
 
     def __call__(self, statistics: UnitStatistics, **options: Any) -> torch.Tensor:
         """Scores, float64 ``[units]``.
@@ -86,6 +105,7 @@ def criterion(
     needs_data: bool = True,
     needs_groups: bool = False,
     comparable: bool = True,
+    needing: NeedsFn | None = None,
 ) -> Callable[[CriterionFn], CriterionFn]:
     """Register a function as a criterion; see :class:`Criterion` for the arguments.
 
@@ -96,7 +116,7 @@ def criterion(
     def register(function: CriterionFn) -> CriterionFn:
         def make() -> Criterion:
             _check_signature(function)
-            return Criterion(name, function, summary, source, needs_data, needs_groups, comparable)
+            return Criterion(name, function, summary, source, needs_data, needs_groups, comparable, needing)
 
         _REGISTRY.add(name, function, make)
         return function

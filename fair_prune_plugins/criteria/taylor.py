@@ -14,7 +14,8 @@ import torch
 
 from fair_prune_plugins.criteria.registry import criterion
 from fair_prune_plugins.errors import InputError, ScoreError
-from fair_prune_plugins.statistics.store import EVERYONE, UnitStatistics
+from fair_prune_plugins.statistics.store import EVERYONE
+from fair_prune_plugins.statistics.units import Pass, UnitStatistics
 
 Statistic = Literal["absolute", "square", "signed", "elementwise"]
 """``"elementwise"`` is of weights, from ``collect_elementwise``; the others are of gates, from ``collect``."""
@@ -31,6 +32,18 @@ OTHER_PASS = (
     "statistic={statistic!r} is not in these statistics, which are of {have}: collect with "
     "fair_prune_plugins.statistics.{function}, as the importance's own collect() does"
 )
+HAVE: dict[str, str] = {
+    "gates": "gates",
+    "elementwise": "weights",
+    "fisher": "weights, person by person",
+    "snnl": "feature maps",
+}
+COLLECTED_BY: dict[Pass, str] = {
+    "gates": "collect",
+    "elementwise": "collect_elementwise",
+    "fisher": "collect_fisher",
+    "snnl": "collect_snnl",
+}
 OVER_EVERYONE = (
     "statistic='elementwise' over all people is no mean over groups: collect it without groups (groups=None), as the "
     "importance's own collect() does"
@@ -39,21 +52,36 @@ NOT_FINITE = "the statistics are not finite; collect them again"
 NO_GROUPS = "the statistics name no sensitive group; collect them with groups="
 
 
-def per_group(statistics: UnitStatistics, statistic: Statistic) -> torch.Tensor:
-    """Mean importance per person of every group, float64 ``[G, U]``: every group by its own count.
+def check_groups(statistics: UnitStatistics) -> None:
+    """Refuse statistics that name no sensitive group.
 
     Raises:
-        ScoreError: there is no group, a group without people, or statistics that are not finite.
-        InputError: ``statistic`` is none of the four.
+        ScoreError: they name none.
     """
     if statistics.names in ((), (EVERYONE,)):
         raise ScoreError(NO_GROUPS)
+
+
+def per_group(statistics: UnitStatistics, statistic: Statistic | Literal["fisher"]) -> torch.Tensor:
+    """Mean importance per person of every group, float64 ``[G, U]``: every group by its own count.
+
+    ``"fisher"`` is the mean of what :func:`~fair_prune_plugins.statistics.collect_fisher` measures.
+
+    Raises:
+        ScoreError: there is no group, a group without people, or statistics that are not there or not finite.
+        InputError: ``statistic`` is none of these.
+    """
+    check_groups(statistics)
     empty = [n for n, w in zip(statistics.names, statistics.weight.tolist(), strict=True) if w <= 0]
     if empty:
         raise ScoreError(EMPTY_GROUP.format(groups=", ".join(empty)))
     _check(statistics, statistic)
-    if statistics.elementwise is not None:
+    if statistic == "elementwise":
+        assert statistics.elementwise is not None
         means = statistics.elementwise
+    elif statistic == "fisher":
+        assert statistics.fisher is not None
+        means = statistics.fisher / statistics.weight[:, None]
     else:
         means = _picked(statistics.sum, statistics.absolute, statistics.square, statistic) / statistics.weight[:, None]
     if not torch.isfinite(means).all():
@@ -63,12 +91,34 @@ def per_group(statistics: UnitStatistics, statistic: Statistic) -> torch.Tensor:
 
 
 def _check(statistics: UnitStatistics, statistic: str) -> None:
+    if statistic == "fisher":
+        require(statistics, "fisher")
+        return
     if statistic not in get_args(Statistic):
         raise InputError(f"statistic must be 'absolute', 'square', 'signed' or 'elementwise', got {statistic!r}")
-    of_weights = statistics.elementwise is not None
-    if of_weights != (statistic == "elementwise"):
-        have, function = ("weights", "collect") if of_weights else ("gates", "collect_elementwise")
-        raise ScoreError(OTHER_PASS.format(statistic=statistic, have=have, function=function))
+    require(statistics, "elementwise" if statistic == "elementwise" else "gates", statistic)
+
+
+def require(statistics: UnitStatistics, needed: Pass, statistic: str = "") -> None:
+    """Refuse statistics that were collected for something else.
+
+    Args:
+        statistics: of one unit set.
+        needed: the pass over the data that must have been made.
+        statistic: what was asked for, as the user says it, if not the pass's name.
+
+    Raises:
+        ScoreError: saying what to collect with.
+    """
+    there = {
+        "gates": statistics.gates,
+        "elementwise": statistics.elementwise is not None,
+        "fisher": statistics.fisher is not None,
+        "snnl": statistics.snnl is not None,
+    }
+    if not there[needed]:
+        have = ", ".join(HAVE[name] for name, is_there in there.items() if is_there)
+        raise ScoreError(OTHER_PASS.format(statistic=statistic or needed, have=have, function=COLLECTED_BY[needed]))
 
 
 def _picked(signed: torch.Tensor, absolute: torch.Tensor, square: torch.Tensor, statistic: str) -> torch.Tensor:
@@ -92,7 +142,8 @@ def taylor(statistics: UnitStatistics, *, statistic: Statistic = "absolute") -> 
         ScoreError: statistics of the other pass, or element-wise ones of more than one group.
     """
     _check(statistics, statistic)
-    if statistics.elementwise is not None:
+    if statistic == "elementwise":
+        assert statistics.elementwise is not None
         if statistics.names != (EVERYONE,):
             raise ScoreError(OVER_EVERYONE)
         return statistics.elementwise[0]

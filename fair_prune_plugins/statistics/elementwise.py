@@ -131,17 +131,27 @@ def collect_elementwise(
     return _finished(plan, sums, seen, walk, importance)
 
 
+def parts_by_weight(
+    plan: GatePlan, include_consumers: bool
+) -> tuple[dict[str, tuple[int, int]], dict[str, list[WeightPart]]]:
+    """Unit-set name to ``(first column, size)``, and parameter name to the parts of it that leave with units."""
+    columns: dict[str, tuple[int, int]] = {}
+    parts: dict[str, list[WeightPart]] = {}
+    width = 0
+    for group in plan.prunable:
+        for units in group.unit_sets:
+            columns[units.name] = width, units.size
+            width += units.size
+            for part in weight_parts(plan.model, group, units, include_consumers=include_consumers):
+                parts.setdefault(part.weight, []).append(part)
+    return columns, parts
+
+
 class _GradientSums:
     """Sums of weight gradients, per group, and what they say of units."""
 
     def __init__(self, plan: GatePlan, include_consumers: bool) -> None:
-        self.columns: dict[str, tuple[int, int]] = {}
-        self._parts: dict[str, list[WeightPart]] = {}
-        for group in plan.prunable:
-            for units in group.unit_sets:
-                self.columns[units.name] = self.width, units.size
-                for part in weight_parts(plan.model, group, units, include_consumers=include_consumers):
-                    self._parts.setdefault(part.weight, []).append(part)
+        self.columns, self._parts = parts_by_weight(plan, include_consumers)
         self.parameters = [plan.model.get_parameter(name) for name in self._parts]
         self._sums: dict[int, list[torch.Tensor]] = {}
         self._own: set[int] = set()
@@ -227,6 +237,7 @@ def _finished(plan: GatePlan, sums: _GradientSums, seen: _Seen, walk: Walk, impo
         model_checksum(plan.model),
         walk.notes,
         importance,
+        gates=False,
     )
     walk.say_small_groups(statistics)
     return statistics

@@ -13,6 +13,7 @@ import torch
 
 from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.groups import SMALL_GROUP, statement
+from fair_prune_plugins.statistics.units import UnitStatistics
 
 EVERYONE = "everyone"
 """Name of the only group where no sensitive attribute was given."""
@@ -21,6 +22,11 @@ FORMAT = 1
 
 STATES = ("people", "weight", "sum", "absolute", "square")
 """The states that add up over batches, files and ranks."""
+
+ADDITIVE = ("fisher", "snnl")
+"""Those that add up as well, where they were measured."""
+
+OPTIONAL = ("elementwise", *ADDITIVE)
 
 OTHER_UNITS = (
     "these statistics are of other units: {here} against {there}; they can be merged only if the model had the same "
@@ -35,6 +41,10 @@ NOT_ADDITIVE = (
     "element-wise statistics do not add up: the gradients of a group are summed before they are squared. Collect them "
     "in one pass over all the data"
 )
+OTHER_PASSES = (
+    "one of these statistics has {what} and the other has not; merge statistics that were collected for the same "
+    "criterion"
+)
 NOT_STATISTICS = "{path} holds no gate statistics: {why}"
 
 
@@ -47,41 +57,6 @@ def first_not_finite(columns: Mapping[str, tuple[int, int]], values: torch.Tenso
     """
     column = int((~torch.isfinite(values)).reshape(-1, values.shape[-1]).any(0).nonzero()[0])
     return next(name for name, (first, size) in columns.items() if first <= column < first + size)
-
-
-@dataclass(frozen=True)
-class UnitStatistics:
-    """The statistics of one unit set, as criteria take them: ``G`` sensitive groups, ``U`` units, all float64.
-
-    Attributes:
-        names: the groups' names.
-        weight: ``[G]`` total sample weight (the number of people, without weights).
-        sum: ``[G, U]`` sum of s over a group's people.
-        absolute: ``[G, U]`` sum of |s|.
-        square: ``[G, U]`` sum of s squared.
-        unknown_weight: total sample weight of people in no known group.
-        unknown_sum: ``[U]`` as ``sum``, over those people.
-        unknown_absolute: ``[U]`` as ``absolute``.
-        unknown_square: ``[U]`` as ``square``.
-        weight_square: ``[U]`` sum of the squared weights of the unit, for criteria without data.
-        dense: the same of the dense model, where pruning goes in steps and whoever asks kept them; only its groups
-            matter, its units are the dense model's.
-        elementwise: ``[G, U]`` sum over the unit's weights of (weight x gradient of the group's mean loss) squared,
-            from :func:`~fair_prune_plugins.statistics.collect_elementwise`; then the states of gates above are NaN.
-    """
-
-    names: tuple[str, ...]
-    weight: torch.Tensor
-    sum: torch.Tensor
-    absolute: torch.Tensor
-    square: torch.Tensor
-    unknown_weight: float
-    unknown_sum: torch.Tensor
-    unknown_absolute: torch.Tensor
-    unknown_square: torch.Tensor
-    weight_square: torch.Tensor
-    dense: UnitStatistics | None = None
-    elementwise: torch.Tensor | None = None
 
 
 @dataclass
@@ -102,8 +77,11 @@ class GateStatistics:
         weight_square: float64 ``[columns]``; a property of the model, not of the data.
         checksum: of the model that was measured.
         notes: what a reader should know.
-        elementwise: float64 ``[G, columns]``, see :class:`UnitStatistics`; ``None`` where gates were measured, which
-            are NaN otherwise.
+        elementwise: float64 ``[G, columns]``, see :class:`UnitStatistics`; ``None`` where it was not measured, as for
+            those that follow.
+        gates: whether the sums of s were measured; they are NaN otherwise.
+        fisher: float64 ``[G + 1, columns]``.
+        snnl: float64 ``[2, columns]``: the sum over people, and the weight of the people who were compared.
     """
 
     attribute: str
@@ -118,6 +96,9 @@ class GateStatistics:
     checksum: str = ""
     notes: list[str] = field(default_factory=list)
     elementwise: torch.Tensor | None = None
+    gates: bool = True
+    fisher: torch.Tensor | None = None
+    snnl: torch.Tensor | None = None
 
     @classmethod
     def empty(
@@ -163,6 +144,11 @@ class GateStatistics:
             self.square[-1, part],
             self.weight_square[part],
             elementwise=None if self.elementwise is None else self.elementwise[:, part],
+            gates=self.gates,
+            fisher=None if self.fisher is None else self.fisher[:-1, part],
+            snnl=None if self.snnl is None else self.snnl[0, part] / self.snnl[1, part],
+            overall_square=self.square[:-1].sum(1),
+            overall_fisher=None if self.fisher is None else self.fisher[:-1].sum(1),
         )
 
     @property
@@ -183,8 +169,8 @@ class GateStatistics:
         """The statistics of both data sets together; groups that only one of them has are kept.
 
         Raises:
-            InputError: other units, another sensitive attribute, another state of the model, or element-wise
-                statistics.
+            InputError: other units, another sensitive attribute, another state of the model, statistics for another
+                criterion, or element-wise statistics.
         """
         if self.elementwise is not None or other.elementwise is not None:
             raise InputError(NOT_ADDITIVE)
@@ -194,9 +180,15 @@ class GateStatistics:
             raise InputError(OTHER_ATTRIBUTE.format(here=self.attribute, there=other.attribute))
         if self.checksum != other.checksum:
             raise InputError(OTHER_MODEL.format(here=self.checksum, there=other.checksum))
+        for what, here, there in (
+            ("the states of gates", self.gates, other.gates),
+            *((s, getattr(self, s) is not None, getattr(other, s) is not None) for s in ADDITIVE),
+        ):
+            if here != there:
+                raise InputError(OTHER_PASSES.format(what=what))
         names = tuple(sorted({*self.names, *other.names})) if self.names != other.names else self.names
         a, b = self.rearranged(names), other.rearranged(names)
-        states = {s: getattr(a, s) + getattr(b, s) for s in STATES}
+        states = {s: getattr(a, s) + getattr(b, s) for s in a._additive}
         return GateStatistics(
             self.attribute,
             names,
@@ -205,7 +197,12 @@ class GateStatistics:
             weight_square=self.weight_square,
             checksum=self.checksum,
             notes=list(dict.fromkeys([*self.notes, *other.notes])),
+            gates=self.gates,
         )
+
+    @property
+    def _additive(self) -> tuple[str, ...]:
+        return (*STATES, *(s for s in ADDITIVE if getattr(self, s) is not None))
 
     def rearranged(self, names: Sequence[str]) -> GateStatistics:
         """The same statistics with rows for ``names``, in that order; groups not present get zeros."""
@@ -219,7 +216,11 @@ class GateStatistics:
         if self.elementwise is not None:
             result.elementwise = torch.zeros(len(names), self.elementwise.shape[1], dtype=torch.float64)
             result.elementwise[at[:-1]] = self.elementwise
-        result.notes = list(self.notes)
+        if self.fisher is not None:
+            result.fisher = torch.zeros(len(names) + 1, self.fisher.shape[1], dtype=torch.float64)
+            result.fisher[at] = self.fisher
+        result.snnl = None if self.snnl is None else self.snnl.clone()
+        result.gates, result.notes = self.gates, list(self.notes)
         return result
 
     def all_reduced(self, process_group: Any = None) -> GateStatistics:
@@ -254,7 +255,7 @@ class GateStatistics:
         result = self.rearranged(union)
         on_gpu = dist.get_backend(process_group) == dist.Backend.NCCL
         device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        for state in STATES:
+        for state in result._additive:
             total = getattr(result, state).to(device)
             dist.all_reduce(total, group=process_group)
             setattr(result, state, total.cpu())
@@ -271,8 +272,9 @@ class GateStatistics:
             "columns": {k: list(v) for k, v in self.columns.items()},
             "checksum": self.checksum,
             "notes": self.notes,
+            "gates": self.gates,
         }
-        stored = [s for s in (*STATES, "weight_square", "elementwise") if getattr(self, s) is not None]
+        stored = [s for s in (*STATES, "weight_square", *OPTIONAL) if getattr(self, s) is not None]
         arrays = {s: getattr(self, s).numpy() for s in stored}
         temporary = path.with_name(path.name + ".part")
         with temporary.open("wb") as file:
@@ -290,7 +292,7 @@ class GateStatistics:
             # Opened here, because numpy leaves a damaged file open.
             with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 header = json.loads(bytes(file["header"]).decode())
-                stored = (*STATES, "weight_square", *(s for s in ("elementwise",) if s in file.files))
+                stored = (*STATES, "weight_square", *(s for s in OPTIONAL if s in file.files))
                 tensors = {s: torch.from_numpy(file[s].copy()) for s in stored}
         except FileNotFoundError:
             raise InputError(NOT_STATISTICS.format(path=path, why="there is no such file")) from None
@@ -306,6 +308,7 @@ class GateStatistics:
             **tensors,
             checksum=header["checksum"],
             notes=list(header["notes"]),
+            gates=header.get("gates", "elementwise" not in tensors),
         )
 
 

@@ -2,17 +2,20 @@
 
 from fair_prune_plugins.torch_pruning.batch_norm import reestimate_batch_norm
 from fair_prune_plugins.torch_pruning.cost_target import CostTarget
-from fair_prune_plugins.torch_pruning.distributed import rewrapped
-from fair_prune_plugins.torch_pruning.history import PruningHistory
-from fair_prune_plugins.torch_pruning.importances import (
+from fair_prune_plugins.torch_pruning.criterion_importances import (
     FairGRAPEImportance,
-    FairImportance,
+    FairPruneImportance,
     GroupBalancedTaylorImportance,
     MagnitudeImportance,
+    RankMixImportance,
+    SNNLImportance,
     TaylorImportance,
     WorstGroupTaylorImportance,
     importance,
 )
+from fair_prune_plugins.torch_pruning.distributed import rewrapped
+from fair_prune_plugins.torch_pruning.history import PruningHistory
+from fair_prune_plugins.torch_pruning.importances import FairImportance
 from fair_prune_plugins.torch_pruning.optimizers import rebinding
 from fair_prune_plugins.torch_pruning.pruner import FairPruner
 from fair_prune_plugins.torch_pruning.recording import HistoryRecorder, replay
@@ -23,12 +26,15 @@ __all__ = [
     "CostTarget",
     "FairGRAPEImportance",
     "FairImportance",
+    "FairPruneImportance",
     "FairPruner",
     "GroupBalancedTaylorImportance",
     "HistoryRecorder",
     "MagnitudeImportance",
     "PruningHistory",
+    "RankMixImportance",
     "ReachedCost",
+    "SNNLImportance",
     "StepReport",
     "TaylorImportance",
     "WidthReport",

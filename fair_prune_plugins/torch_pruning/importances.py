@@ -1,4 +1,4 @@
-"""Importance classes for any ``torch_pruning`` pruner: one per criterion, all the same machinery."""
+"""The importance that all criteria share, for any ``torch_pruning`` pruner."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ import torch_pruning as tp
 from torch import nn
 
 from fair_prune_plugins.criteria import Criterion, get
-from fair_prune_plugins.criteria.taylor import Statistic
 from fair_prune_plugins.errors import InputError, ScoreError, StaleStatisticsError
 from fair_prune_plugins.gates import GatePlan, PruningSettings
 from fair_prune_plugins.gates.calling import ForwardFn
 from fair_prune_plugins.gates.plan import unit_weight_square
 from fair_prune_plugins.gates.removal import channel_groups
 from fair_prune_plugins.gates.structure import OUTPUT, CoupledGroup, group_key, read_group
-from fair_prune_plugins.statistics import BatchReader, GateStatistics, collect_elementwise, model_checksum
-from fair_prune_plugins.statistics import collect as collect_statistics
+from fair_prune_plugins.statistics import BatchReader, GateStatistics, measure, model_checksum
 from fair_prune_plugins.statistics.batches import AUTO, BatchSource
 from fair_prune_plugins.statistics.ranks import Distributed, collected_together, in_agreement, together
 from fair_prune_plugins.statistics.sample_losses import LossFn, Reduction
-from fair_prune_plugins.statistics.store import UnitStatistics
+from fair_prune_plugins.statistics.units import UnitStatistics
 from fair_prune_plugins.statistics.walking import Groups
 from fair_prune_plugins.torch_pruning.planning import peeked, plan_of
 
@@ -116,7 +114,7 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
         Args:
             pruner_or_model: a pruner, which brings its graph, ignored layers, heads and conv groups; or a plain model.
             loader: yields batches; may be left out for criteria that look at weights only.
-            loss_fn: ``loss_fn(outputs, targets)``.
+            loss_fn: ``loss_fn(outputs, targets)``; may be left out for criteria that look at no loss.
             groups: where a batch has the sensitive group: a key, index or callable, or several for intersections.
             example_inputs: for the gate plan; a batch of the loader serves if they are not given. Not with a
                 :class:`FairPruner`, which has its own.
@@ -143,13 +141,15 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
             UnsupportedModelError: see :func:`fair_prune_plugins.gates.build_plan`.
             FairPruneError: another rank failed.
         """
-        if (loader is None or loss_fn is None) and self.criterion.needs_data:
+        needs = self.criterion.needs(self.options)
+        if needs.passes and (loader is None or (loss_fn is None and needs.loss)):
             raise InputError(NO_LOADER.format(importance=self))
-        if groups is None and self.criterion.needs_groups:
+        if groups is None and needs.groups:
             raise InputError(NO_SENSITIVE_GROUP.format(importance=self))
-        elementwise = self.options.get("statistic") == "elementwise"
+        if not needs.passes and loss_fn is not None:
+            needs = replace(needs, passes=frozenset({"gates"}))  # not for the scores, but for whoever reads them
         ranks = together(distributed, process_group)
-        if ranks and elementwise:
+        if ranks and "elementwise" in needs.passes:
             raise InputError(ELEMENTWISE_OVER_RANKS.format(importance=self))
 
         def planned() -> tuple[GatePlan, Iterable[Any] | None]:
@@ -162,22 +162,23 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
 
         plan, batches = in_agreement(planned, process_group) if ranks else planned()
         statistics = None
-        if batches is not None and loss_fn is not None:
-            measure = partial(
-                partial(collect_statistics, allow_empty=ranks) if not elementwise else collect_elementwise,
+        if batches is not None and needs.passes:
+            work = partial(
+                measure,
                 plan,
                 batches,
                 loss_fn,
-                # Weights' importance over all people is no sum over groups: only who compares groups collects by group.
-                groups=None if elementwise and not self.criterion.needs_groups else groups,
+                needs,
+                groups=groups,
                 inputs=inputs,
                 targets=targets,
                 weights=weights,
                 output=output,
                 reduction=reduction,
                 progress=progress,
+                allow_empty=ranks,
             )
-            statistics = collected_together(plan.model, measure, process_group) if ranks else measure()
+            statistics = collected_together(plan.model, work, process_group) if ranks else work()
         self.use(plan, statistics)
         return statistics
 
@@ -288,90 +289,6 @@ class FairImportance(tp.importance.Importance):  # type: ignore[misc]
         self._told.add(coupled.name)
         reason = OUTPUT if coupled.reaches_output else coupled.reason
         warnings.warn(SKIPPED.format(importance=self, layer=coupled.name, reason=reason), stacklevel=4)
-
-
-class MagnitudeImportance(FairImportance):
-    """Euclidean norm of the unit's weights (arXiv:1608.08710); needs no data, sees no groups."""
-
-    def __init__(self, *, on_stale: OnStale = "error") -> None:
-        super().__init__("magnitude", on_stale=on_stale)
-
-
-class TaylorImportance(FairImportance):
-    """Mean absolute first-order effect over all people (arXiv:1906.10771), measured on gates.
-
-    Args:
-        statistic: ``"absolute"``, ``"square"`` or ``"signed"`` (which warns) of gates, or ``"elementwise"`` of weights.
-        on_stale: see :class:`FairImportance`.
-    """
-
-    def __init__(self, *, statistic: Statistic = "absolute", on_stale: OnStale = "error") -> None:
-        super().__init__("taylor", on_stale=on_stale, statistic=statistic)
-
-
-class GroupBalancedTaylorImportance(FairImportance):
-    """Taylor importance in which every sensitive group counts the same, whatever its size.
-
-    Args:
-        statistic: ``"absolute"``, ``"square"`` or ``"signed"`` (which warns) of gates, or ``"elementwise"`` of weights.
-        on_stale: see :class:`FairImportance`.
-    """
-
-    def __init__(self, *, statistic: Statistic = "absolute", on_stale: OnStale = "error") -> None:
-        super().__init__("group_balanced_taylor", on_stale=on_stale, statistic=statistic)
-
-
-class WorstGroupTaylorImportance(FairImportance):
-    """The largest of the sensitive groups' own Taylor importances.
-
-    Args:
-        statistic: ``"absolute"``, ``"square"`` or ``"signed"`` (which warns) of gates, or ``"elementwise"`` of weights.
-        on_stale: see :class:`FairImportance`.
-    """
-
-    def __init__(self, *, statistic: Statistic = "absolute", on_stale: OnStale = "error") -> None:
-        super().__init__("worst_group_taylor", on_stale=on_stale, statistic=statistic)
-
-
-class FairGRAPEImportance(FairImportance):
-    """FairGRAPE's greedy selection on units (arXiv:2207.10888): every group keeps its share of each layer's importance.
-
-    Args:
-        statistic: the importance whose shares are kept: ``"square"``, or the paper's own, ``"elementwise"``, from every
-            weight's gradient.
-        target: keep the shares of the model as it is (``"current"``, the paper) or of the dense one (``"dense"``).
-        on_stale: see :class:`FairImportance`.
-    """
-
-    def __init__(
-        self,
-        *,
-        statistic: Statistic = "square",
-        target: Literal["current", "dense"] = "current",
-        on_stale: OnStale = "error",
-    ) -> None:
-        super().__init__("fairgrape", on_stale=on_stale, statistic=statistic, target=target)
-
-
-IMPORTANCES: dict[str, type[FairImportance]] = {
-    "magnitude": MagnitudeImportance,
-    "taylor": TaylorImportance,
-    "group_balanced_taylor": GroupBalancedTaylorImportance,
-    "worst_group_taylor": WorstGroupTaylorImportance,
-    "fairgrape": FairGRAPEImportance,
-}
-
-
-def importance(name: str, *, on_stale: OnStale = "error", **options: Any) -> FairImportance:
-    """The importance of any registered criterion, by name.
-
-    Raises:
-        InputError: no such criterion or option.
-    """
-    get(name).check_options(options)
-    if name in IMPORTANCES:
-        return IMPORTANCES[name](on_stale=on_stale, **options)
-    return FairImportance(name, on_stale=on_stale, **options)
 
 
 def _root_width(graph: tp.DependencyGraph, group: Any) -> int:

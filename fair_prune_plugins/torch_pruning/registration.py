@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch_pruning as tp
 
 from fair_prune_plugins.errors import InputError
-from fair_prune_plugins.torch_pruning.importances import IMPORTANCES
+from fair_prune_plugins.torch_pruning.criterion_importances import IMPORTANCES
 from fair_prune_plugins.torch_pruning.pruner import FairPruner
 
 TAKEN = (

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from fair_prune_plugins import criteria, losses
+from fair_prune_plugins import losses
 from fair_prune_plugins.errors import ConfigError
+from fair_prune_plugins.workflow import methods
 from fair_prune_plugins.workflow.config import DATA_KINDS, RunConfig, inner_section
 from fair_prune_plugins.workflow.prune_config import MethodConfig
 from fair_prune_plugins.workflow.sections import NamedSection, Section
@@ -67,7 +68,7 @@ def _walk(section: type[Section], prefix: str, applies: str) -> Iterator[Key]:
             continue
         inside = inner_section(info.annotation)
         # Those of other installed packages are among the names, so they are not known before somebody asks.
-        registry = {MethodConfig: criteria.names, LossConfig: losses.names}.get(section) if name == "name" else None
+        registry = {MethodConfig: methods.names, LossConfig: losses.names}.get(section) if name == "name" else None
         allowed = _allowed(info, inside) if registry is None else " | ".join(registry())
         yield Key(key, _default(info), allowed, info.description or "", applies)
         if inside is not None:

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from fair_prune_plugins import criteria
+from fair_prune_plugins.workflow import methods
 from fair_prune_plugins.workflow.amounts import Amount
 from fair_prune_plugins.workflow.sections import Count, NamedSection, Ratio, Section, named, near
+from fair_prune_plugins.workflow.training_config import LossConfig
 
 TOO_FEW_STEPS = (
     "prune.steps: {steps} steps are too few for prune.schedule: keep_fraction: keeping {keep_fraction} of the units "
@@ -33,12 +35,19 @@ class MethodConfig(NamedSection):
         default=None, description="as prune.allocation, for this method alone; null takes that"
     )
 
+    collect_loss: Annotated[LossConfig, BeforeValidator(named)] | None = Field(
+        default=None,
+        description="whose derivatives rank the channels, for this method alone: a registered loss, which is told "
+        "about the dense network and the training people; null takes prune.collect_loss",
+    )
+
     @model_validator(mode="after")
     def _is_registered(self) -> MethodConfig:
-        if self.name not in criteria.names():
-            raise ValueError(
-                f"no criterion {self.name!r}; {near(self.name, criteria.names())}there are {list(criteria.names())}"
-            )
+        known = methods.names()
+        if self.name not in known:
+            raise ValueError(f"no criterion {self.name!r}; {near(self.name, known)}there are {known}")
+        if self.collect_loss is not None and not methods.get(self.name).needs_data:
+            raise ValueError(f"{self.name!r} looks at no loss: leave out collect_loss")
         return self
 
 

@@ -17,7 +17,7 @@ from fair_prune_plugins.gates.structure import OUTPUT
 from fair_prune_plugins.groups import GroupReader
 from fair_prune_plugins.losses import CrossEntropy, LossHook
 from fair_prune_plugins.torch_pruning import PruningHistory
-from fair_prune_plugins.workflow import training
+from fair_prune_plugins.workflow import methods, training
 from fair_prune_plugins.workflow.amounts import OF, Amount
 from fair_prune_plugins.workflow.config import ModelConfig, RunConfig
 from fair_prune_plugins.workflow.data import Batches, Normalisation, Part, Samples
@@ -52,7 +52,7 @@ def importance(method: MethodConfig) -> Any:
         ConfigError: options that the criterion does not have.
     """
     try:
-        return fpt.importance(method.name, **method.options)
+        return methods.importance(method.name, method.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(BAD_METHOD.format(name=method.name, options=method.options, reason=error)) from error
 
@@ -67,6 +67,7 @@ def prune(
     *,
     device: torch.device,
     loss: LossHook | None = None,
+    collect_loss: LossHook | None = None,
 ) -> Pruned:
     """Prune a network in place: collect statistics, remove units, and fine-tune between steps.
 
@@ -79,9 +80,12 @@ def prune(
         normalise: applied to every batch.
         device: where to work.
         loss: what is fine-tuned with between steps; plain cross-entropy if absent.
+        collect_loss: whose derivatives rank the channels; as ``prune.collect_loss`` says if absent.
     """
     hook = CrossEntropy() if loss is None else loss
-    ranking = hook if config.prune.collect_loss == "finetune" else CrossEntropy()
+    ranking = collect_loss
+    if ranking is None:
+        ranking = hook if config.prune.collect_loss == "finetune" else CrossEntropy()
     model.to(device)
     steps = config.prune.steps_to(amount)
     score = importance(method)
@@ -91,7 +95,7 @@ def prune(
     result = Pruned(pruner.history())
     for step in range(steps):
         start = time.perf_counter()
-        if criteria.get(method.name).needs_data:
+        if methods.get(method.name).needs_data:
             groups = GroupReader({samples.groups.attribute: "group"}, names=samples.groups.names)
             measured = score.collect(
                 pruner,
@@ -104,7 +108,9 @@ def prune(
             )
             result.notes += [note for note in measured.notes if note not in result.notes]
         collected = time.perf_counter()
-        result.steps.append(pruner.step().as_dict())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed + step)  # of the host's random criterion
+            result.steps.append(pruner.step().as_dict())
         if config.prune.reestimate_batch_norm:
             learned = Batches(samples, samples.rows(Part.TRAIN), normalise, config.prune.batch_size, device)
             fpt.reestimate_batch_norm(model, learned, inputs="inputs", progress=show_bars())

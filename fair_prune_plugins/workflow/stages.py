@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fair_prune_plugins import __version__, criteria, losses
+from fair_prune_plugins import __version__, losses
 from fair_prune_plugins.errors import ConfigError, InputError
 from fair_prune_plugins.evaluation import OnnxPredictor, TorchPredictor, evaluate, pick_worst_group, predict
 from fair_prune_plugins.groups import GroupLabels
@@ -31,7 +31,17 @@ from fair_prune_plugins.latency import benchmark
 from fair_prune_plugins.losses import LossHook
 from fair_prune_plugins.onnx import export
 from fair_prune_plugins.torch_pruning.counting import macs_and_params
-from fair_prune_plugins.workflow import loading, loss_hooks, model_store, models, pruning, report, sources, training
+from fair_prune_plugins.workflow import (
+    loading,
+    loss_hooks,
+    methods,
+    model_store,
+    models,
+    pruning,
+    report,
+    sources,
+    training,
+)
 from fair_prune_plugins.workflow.amounts import Amount
 from fair_prune_plugins.workflow.config import RunConfig, path_of
 from fair_prune_plugins.workflow.data import Batches, Normalisation, Part, Samples
@@ -171,7 +181,7 @@ class Run:
         """What would stop the run after the training stops it before."""
         part = Part(self.config.prune.collect_on)
         groups = self._groups(part)
-        comparing = [m.title for m in self.config.prune.methods if criteria.get(m.name).needs_groups]
+        comparing = [m.title for m in self.config.prune.methods if methods.get(m.name).needs_groups]
         empty = groups.too_small(1)
         if comparing and empty:
             raise InputError(
@@ -256,7 +266,10 @@ class Run:
         }
         if prune.steps != 1:
             depends["finetune"] = self.config.finetune.model_dump(mode="json", exclude={"epochs", "losses"})
-        if prune.steps != 1 or prune.collect_loss == "finetune":
+        own = variant.method.collect_loss
+        if own is not None:
+            depends["collect_loss"] = own.model_dump(mode="json")
+        if prune.steps != 1 or (own is None and prune.collect_loss == "finetune"):
             depends["loss"] = variant.loss.model_dump(mode="json")
 
         def work(folder: Path) -> None:
@@ -271,6 +284,7 @@ class Run:
                 self.normalise,
                 device=self.device,
                 loss=hook,
+                collect_loss=None if own is None else self._hook(own, dense=model, key="prune.methods.collect_loss"),
             )
             loss_hooks.save_state(hook, folder)
             model_store.save(model, replace(recipe, history=outcome.history), folder, beside=self.base)
@@ -513,15 +527,19 @@ class Run:
         if track.variant is None or track.pruned is None:
             return ModelResult(**common, notes=notes)
         done = read_json(track.pruned.folder / "pruning.json")
-        method, loss = criteria.get(track.variant.method.name), losses.get(track.variant.loss.name)
-        plain = track.variant.loss == PLAIN
+        method, loss = methods.get(track.variant.method.name), losses.get(track.variant.loss.name)
+        plain, ranked = track.variant.loss == PLAIN, track.variant.method.collect_loss
+        summary, source = method.summary, method.source
+        if ranked is not None:
+            summary += f" Ranked under: {losses.get(ranked.name).summary}"
+            source += f"; {losses.get(ranked.name).source}"
         seconds = dict(done["seconds"])
         seconds["finetune"] += track.store.seconds
         return ModelResult(
             **common,
             method=track.variant.title,
-            summary=method.summary if plain else f"{method.summary} Fine-tuned with: {loss.summary}",
-            source=method.source if plain else f"{method.source}; {loss.source}",
+            summary=summary if plain else f"{summary} Fine-tuned with: {loss.summary}",
+            source=source if plain else f"{source}; {loss.source}",
             pruning_ratio=done["steps"][-1]["pruning_ratio"],
             asked=track.variant.amount.title,
             widths=_widths(done["steps"]),
