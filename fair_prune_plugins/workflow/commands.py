@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 EXIT_STOPPED = 130
 """Exit code after Ctrl-C, as shells use it."""
 
+EXIT_CRASHED = 1
+"""Exit code of a sweep in which trials crashed; the report is over the others."""
+
 EXIT_NOT_PRUNABLE = 1
 """Exit code of the doctor where nothing of the model can be pruned."""
 
@@ -78,6 +81,42 @@ def run(
         settings = config.read(configuration, overrides or ())
         folder = output or (Path(settings.output) if settings.output else Path("runs") / configuration.stem)
         _run(settings, configuration.resolve().parent, folder)
+
+
+@app.command()
+def sweep(
+    configuration: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="A run, and what to vary under `sweep`.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Sweep folder. Finished trials in it are not repeated.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1024, max=65534, help="Port of NNI's portal; a free one is found without.")
+    ] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Run every criterion, amount and loss of a configuration over seeds, or a tuner's search, as an NNI experiment.
+
+    Exit code 0: all trials finished; 1: some crashed, and the report is over the others; 2: nothing to report.
+    """
+    with _clear_errors(debug):
+        from fair_prune_plugins.workflow.sweep.host import require_nni
+
+        require_nni()
+        from fair_prune_plugins.workflow import config
+        from fair_prune_plugins.workflow.sweep.report import REPORT_FOLDER, print_summary, write_report
+        from fair_prune_plugins.workflow.sweep.running import run_sweep
+
+        settings = config.read(configuration, overrides or ())
+        folder = output or (Path(settings.output) if settings.output else Path("runs") / configuration.stem)
+        base, console = configuration.resolve().parent, _out()
+        space, course = run_sweep(settings, base=base, output=folder, console=console, port=port)
+        print_summary(write_report(space, folder, base, course, console), console)
+        console.print(f"\nReport: {folder / REPORT_FOLDER / 'report.html'}", highlight=False, soft_wrap=True)
+        if course.crashed:
+            raise typer.Exit(EXIT_CRASHED)
 
 
 @app.command()

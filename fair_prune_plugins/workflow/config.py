@@ -19,6 +19,7 @@ from fair_prune_plugins.errors import ConfigError
 from fair_prune_plugins.workflow.data_config import FunctionData, NpzData, PartedData, TableData
 from fair_prune_plugins.workflow.prune_config import PruneConfig
 from fair_prune_plugins.workflow.sections import Count, Section, near
+from fair_prune_plugins.workflow.sweep.config import SweepConfig
 from fair_prune_plugins.workflow.training_config import FinetuneConfig, TrainingConfig
 
 UNKNOWN_KEY = "{origin}: unknown key {key!r}; {near}allowed here: {allowed}"
@@ -133,6 +134,9 @@ class RunConfig(Section):
     export: ExportConfig = Field(default_factory=ExportConfig, description="the ONNX files")
     benchmark: BenchmarkConfig = Field(
         default_factory=BenchmarkConfig, description="how latency is measured in ONNX Runtime"
+    )
+    sweep: SweepConfig = Field(
+        default_factory=SweepConfig, description="what `fair-prune sweep` tries; `fair-prune run` does not look at it"
     )
 
     @model_validator(mode="after")
