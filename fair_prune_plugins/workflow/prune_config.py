@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from fair_prune_plugins import criteria
+from fair_prune_plugins.learned_gates import LEARNED
 from fair_prune_plugins.workflow import methods
 from fair_prune_plugins.workflow.amounts import Amount
 from fair_prune_plugins.workflow.sections import Count, NamedSection, Ratio, Section, named, near
@@ -20,6 +21,11 @@ TOO_FEW_STEPS = (
 ONE_QUANTITY = (
     "exactly one of ratios (share of the units to go) and macs, params or latency (share of the cost to keep) must be "
     "given, got {got}"
+)
+
+LEARNS_ONCE = (
+    "prune.methods: {name} learns its gates for one step (prune.steps: 1), layer by layer (allocation: local) or for "
+    "all layers together (allocation: global, and autobot always) towards a share of the MACs (prune.macs)"
 )
 
 Allocation = Literal["local", "global", "isomorphic"]
@@ -130,6 +136,9 @@ class PruneConfig(Section):
         given = [quantity for quantity in QUANTITIES if getattr(self, quantity)]
         if len(given) != 1:
             raise ValueError(ONE_QUANTITY.format(got=" and ".join(given) or "none"))
+        for method in self.methods:
+            if method.name in LEARNED:
+                self._can_learn(method)
         if self.steps is None and self.schedule == "linear":
             raise ValueError("steps: null needs schedule: keep_fraction; the linear schedule takes a number")
         if self.schedule == "keep_fraction" and self.steps is not None:
@@ -141,6 +150,11 @@ class PruneConfig(Section):
                     TOO_FEW_STEPS.format(steps=self.steps, keep_fraction=self.keep_fraction, needed=needed, ratio=ratio)
                 )
         return self
+
+    def _can_learn(self, method: MethodConfig) -> None:
+        together = self.allocation_of(method) == "global" or method.name == "autobot"
+        if self.steps != 1 or self.allocation_of(method) == "isomorphic" or (together and not self.macs):
+            raise ValueError(LEARNS_ONCE.format(name=method.name))
 
     @property
     def amounts(self) -> list[Amount]:

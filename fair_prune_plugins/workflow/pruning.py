@@ -15,6 +15,7 @@ from fair_prune_plugins import torch_pruning as fpt
 from fair_prune_plugins.errors import ConfigError
 from fair_prune_plugins.gates.structure import OUTPUT
 from fair_prune_plugins.groups import GroupReader
+from fair_prune_plugins.learned_gates import LearnedMethod
 from fair_prune_plugins.losses import CrossEntropy, LossHook
 from fair_prune_plugins.torch_pruning import PruningHistory
 from fair_prune_plugins.workflow import methods, training
@@ -89,6 +90,8 @@ def prune(
     model.to(device)
     steps = config.prune.steps_to(amount)
     score = importance(method)
+    if isinstance(score, LearnedMethod):
+        return _learned(model, score, method, amount, config, samples, normalise, ranking, device)
     pruner = _pruner(model, score, method, amount, steps, config, samples, normalise, device)
     rows = samples.rows(Part(config.prune.collect_on))
     people = Batches(samples, rows, normalise, config.prune.batch_size, device)
@@ -135,6 +138,48 @@ def prune(
         ):
             result.seconds[what] += seconds
     result.history = pruner.history()
+    return result
+
+
+def _learned(
+    model: nn.Module,
+    learned: LearnedMethod,
+    method: MethodConfig,
+    amount: Amount,
+    config: RunConfig,
+    samples: Samples,
+    normalise: Normalisation,
+    loss: LossHook,
+    device: torch.device,
+) -> Pruned:
+    """Learn gates, and the weights from the training people where the method trains them, then remove units once."""
+    prune = config.prune
+    limit = {} if prune.max_pruning_ratio is None else {"max_pruning_ratio": prune.max_pruning_ratio}
+    pruner = learned.make(
+        model,
+        normalise(torch.from_numpy(samples.inputs[samples.rows(Part.TRAIN)[:2]]).to(device)),
+        seed=config.seed,
+        together=prune.allocation_of(method) == "global",
+        options=method.options,
+        round_to=prune.round_to,
+        ignored_layers=ignored_layers(model, config.model),
+        num_heads=num_heads(model, config.model.num_heads) or None,
+        **amount.pruner_options,
+        **limit,
+    )
+    groups = GroupReader({samples.groups.attribute: "group"}, names=samples.groups.names)
+    lower, upper = (
+        Batches(samples, samples.rows(part), normalise, prune.batch_size, device, shuffle_seed=config.seed + number)
+        for number, part in enumerate((Part.TRAIN, Part(prune.collect_on)))
+    )
+    start = time.perf_counter()
+    on_batches = loss.on_batches(groups=groups, inputs="inputs", targets="targets")
+    learned.fit(pruner, lower, upper, on_batches, groups=groups, options=method.options, progress=show_bars())
+    collected = time.perf_counter()
+    result = Pruned(pruner.history(), [pruner.step().as_dict()])
+    result.seconds |= {"collect": collected - start, "prune": time.perf_counter() - collected}
+    result.history = pruner.history()
+    model.eval()
     return result
 
 

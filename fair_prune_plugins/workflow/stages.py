@@ -28,6 +28,7 @@ from fair_prune_plugins.errors import ConfigError, InputError
 from fair_prune_plugins.evaluation import OnnxPredictor, TorchPredictor, evaluate, pick_worst_group, predict
 from fair_prune_plugins.groups import GroupLabels
 from fair_prune_plugins.latency import benchmark
+from fair_prune_plugins.learned_gates import LEARNED
 from fair_prune_plugins.losses import LossHook
 from fair_prune_plugins.onnx import export
 from fair_prune_plugins.torch_pruning.counting import macs_and_params
@@ -253,7 +254,7 @@ class Run:
 
     def _pruned(self, variant: Variant, dense: _Track) -> Finished:
         prune = self.config.prune
-        depends = {
+        depends: dict[str, Any] = {
             "dense": dense.store.stamp,
             "method": variant.method.model_dump(mode="json", include={"name", "options"}),
             "amount": asdict(variant.amount),
@@ -266,6 +267,8 @@ class Run:
         }
         if prune.steps != 1:
             depends["finetune"] = self.config.finetune.model_dump(mode="json", exclude={"epochs", "losses"})
+        if variant.method.name in LEARNED:
+            depends["seed"] = self.config.seed
         own = variant.method.collect_loss
         if own is not None:
             depends["collect_loss"] = own.model_dump(mode="json")
