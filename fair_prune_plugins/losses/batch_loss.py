@@ -45,7 +45,7 @@ class BatchLoss:
         self.reduction = hook.reduction if reduction is None else reduction
         self._frozen = frozen
         self._reader = BatchReader(inputs, targets, weights)
-        self._groups = _with_names(hook, groups)
+        self._groups = reader_for(hook, groups)
 
     @property
     def compares_batch(self) -> bool:
@@ -69,8 +69,8 @@ class BatchLoss:
         return self.hook.evaluate(outputs, targets, codes, inputs, weights, self.reduction, learning)
 
 
-def _with_names(hook: LossHook, groups: Groups | None) -> GroupReader | None:
-    """A reader whose codes are the hook's."""
+def reader_for(hook: LossHook, groups: Groups | None) -> GroupReader | None:
+    """A reader of a batch's groups whose codes are the hook's."""
     if groups is None:
         return None
     reader = replace(as_reader(groups))

@@ -73,20 +73,23 @@ def collect(
     walk = Walk(plan, loader, BatchReader(inputs, targets, weights), groups, output)
     losses = SampleLosses(loss_fn, reduction)
     meter = GateMeter(plan)
-    totals = _Totals(meter.width)
+    totals = Totals(meter.width)
     with walk.frozen(), meter.attached():
         for people in walk.people("gate statistics", progress=progress):
-            values = _measure(walk, meter, losses, people)
+            values = measured(walk, meter, losses, people)
             if not torch.isfinite(values).all():
                 raise InputError(NOT_FINITE.format(batch=people.batch, name=first_not_finite(meter.columns, values)))
             totals.add(people.codes, people.weights, values.cpu())
     if not allow_empty:
         walk.check_somebody(int(totals.people.sum()), int(totals.people[1:].sum()))
-    return _finished(plan, meter, totals, walk)
+    return finished(plan, meter, totals, walk)
 
 
-def _measure(walk: Walk, meter: GateMeter, losses: SampleLosses, people: People) -> torch.Tensor:
-    """One batch forward and backward. A second time with copies if the network overwrites what a gate must remember."""
+def measured(walk: Walk, meter: GateMeter, losses: SampleLosses, people: People) -> torch.Tensor:
+    """The gates' derivatives on one batch, ``[n, columns]``: forward and backward.
+
+    A second time with copies if the network overwrites what a gate must remember.
+    """
     inputs, targets = walk.inputs(people.inputs), walk.targets(people.targets)
     while True:
         # Parameters take no gradient, and neither do inputs: the graph begins at the first gate.
@@ -107,7 +110,7 @@ def _measure(walk: Walk, meter: GateMeter, losses: SampleLosses, people: People)
         return meter.finish()
 
 
-class _Totals:
+class Totals:
     """Running sums; the first row is of people in no known group, then one per group code as codes appear."""
 
     def __init__(self, width: int) -> None:
@@ -116,6 +119,13 @@ class _Totals:
         self.sum, self.absolute, self.square = (torch.zeros(1, width, dtype=torch.float64) for _ in range(3))
 
     def add(self, codes: torch.Tensor, weights: torch.Tensor, values: torch.Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            codes: int64 ``[n]`` group codes, -1 for none.
+            weights: float64 ``[n]`` sample weights.
+            values: ``[n, columns]`` derivatives of the weighted losses.
+        """
         self._grow(int(codes.max()) + 2)
         rows = codes + 1
         member = torch.zeros(len(self.people), len(codes), dtype=torch.float64)
@@ -139,7 +149,8 @@ class _Totals:
             )
 
 
-def _finished(plan: GatePlan, meter: GateMeter, totals: _Totals, walk: Walk) -> GateStatistics:
+def finished(plan: GatePlan, meter: GateMeter, totals: Totals, walk: Walk) -> GateStatistics:
+    """The statistics of a walk that is over."""
     totals._grow(len(walk.order) + 1)
     rows = [i + 1 for i in walk.order] + [0]
     squares = plan.weight_square()

@@ -41,7 +41,7 @@ NNI_DEFECTS = (
         NNI,
         SEEN,
         "ModelSpeedup's tracer reads names that torch 2.2 and later no longer have, and fails on any model.",
-        "Pass graph_module=torch.fx.symbolic_trace(model) to it, or remove the masked channels with Torch-Pruning.",
+        "Import ModelSpeedup from fair_prune_plugins.nni.",
         _tracer,
     ),
     HostDefect(
@@ -49,7 +49,7 @@ NNI_DEFECTS = (
         NNI,
         SEEN,
         "auto_set_denpendency_group_ids needs tensorboard, which installing NNI does not bring.",
-        "Install tensorboard, or take the coupled groups from the gate plan.",
+        "Import auto_set_denpendency_group_ids from fair_prune_plugins.nni.",
         _tensorboard,
     ),
 )
