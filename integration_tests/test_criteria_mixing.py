@@ -26,6 +26,7 @@ from fair_prune_plugins import torch_pruning as fpt
 from fair_prune_plugins.criteria.mixing import BAD_OPTIONS, BAD_WEIGHTS, NO_COMMON_GROUPS, NOT_A_MEMBER, ranks
 from fair_prune_plugins.errors import ConfigError, InputError, ScoreError
 from fair_prune_plugins.gates import build_plan
+from fair_prune_plugins.learned_gates import LEARNED
 from fair_prune_plugins.losses import CrossEntropy, PerformanceWeightedLoss
 from fair_prune_plugins.statistics import (
     Needs,
@@ -271,7 +272,7 @@ def test_the_hosts_criteria_choose_in_our_pruner_what_they_choose_in_the_hosts(n
 
 
 def test_the_hosts_criteria_are_known_by_name_with_their_options() -> None:
-    assert set(methods.names()) == {*criteria.names(), *HOST}
+    assert set(methods.names()) == {*criteria.names(), *HOST, *LEARNED}
     assert pruning.importance(MethodConfig(name="fpgm", options={"p": 1})).p == 1
     with pytest.raises(ConfigError, match=r"fpgm does not take the options .*unexpected keyword argument 'power'"):
         pruning.importance(MethodConfig(name="fpgm", options={"power": 1}))
