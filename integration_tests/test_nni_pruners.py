@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
 
 import nni
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -257,6 +259,30 @@ def test_dict_batches(groups: Any, names: tuple[str, ...]) -> None:
     assert all(torch.equal(batch["image"], fresh[0]) for batch, fresh in zip(data, batches(), strict=True))
 
 
+@dataclasses.dataclass(frozen=True)
+class Faces:
+    images: torch.Tensor
+    labels: torch.Tensor
+    who: torch.Tensor
+
+    def loss(self, model: nn.Module) -> torch.Tensor:
+        return F.cross_entropy(model(self.images), self.labels)
+
+
+def test_batches_of_a_class_of_their_own_measure_the_same() -> None:
+    found = []
+    for data, step, groups in (
+        (batches(), mean_loss, 2),
+        ([Faces(*b) for b in batches()], lambda batch, net: batch.loss(net), lambda batch: batch.who),
+    ):
+        model = build("plain")
+        pruner = FairTaylorPruner(model, CONV, torch_evaluator(model, data, step), 3, groups=groups)
+        pruner.compress()
+        assert pruner.statistics is not None
+        found.append(pruner.statistics.absolute)
+    torch.testing.assert_close(found[1], found[0])
+
+
 STEPS: dict[str, Callable[[Any, nn.Module], Any]] = {
     "tuple": lambda batch, model: (mean_loss(batch, model), "more"),
     "sum": lambda batch, model: F.cross_entropy(model(batch[0]), batch[1], reduction="sum"),
@@ -295,7 +321,7 @@ def test_reduction_is_checked() -> None:
 
     model, data = build("plain"), batches()
     evaluator = torch_evaluator(model, data, weighted)
-    with pytest.raises(InputError, match="neither the mean nor the sum"):
+    with pytest.raises(InputError, match=r"neither the mean nor the sum.*in scoring_step= a function"):
         GateTaylorPruner(model, CONV, evaluator, 2).compress()
     model = build("plain")
     with pytest.raises(InputError, match="reduction='sum' was declared"):
@@ -361,13 +387,22 @@ def test_what_is_missing_is_said_at_construction() -> None:
             cls(model, CONV, **arguments)
     for arguments, match in [
         ({"training_steps": 0}, "positive integer, got 0"),
+        ({"training_steps": 1, "reduction": "median"}, "reduction= must be one of"),
+        ({"training_steps": 1, "scoring_step": 3}, "scoring_step= must be a function"),
         ({"training_steps": 1, "statistics": "square"}, "no option 'statistics'"),
         ({"training_steps": 1, "statistic": "elementwise"}, "elementwise"),
     ]:
         with pytest.raises(InputError, match=match):
             FairTaylorPruner(model, CONV, evaluator, groups=2, **arguments)
+    unreadable: Any = 2.5
+    with pytest.raises(InputError, match="groups= must be a key"):
+        FairTaylorPruner(model, CONV, evaluator, 1, groups=unreadable)
+    with pytest.raises(InputError, match=r"evaluator= must be a TorchEvaluator.*got a SGD"):
+        FairTaylorPruner(model, CONV, torch.optim.SGD(model.parameters(), lr=0.1), 1, groups=2)
     assert same(state_of(model), before)
     assert not any("_nni_wrapper" in name for name, _ in model.named_modules())
+    three: Any = np.int64(3)
+    assert FairTaylorPruner(model, CONV, evaluator, three, groups=2).training_steps == 3
 
 
 @pytest.mark.parametrize(
@@ -415,6 +450,13 @@ def test_layers_that_cannot_be_pruned_are_named() -> None:
     evaluator = torch_evaluator(model, data)
     pruner = GateTaylorPruner(model, [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.5}], evaluator, 2)
     with pytest.raises(InputError, match=r"'fc' cannot be pruned.*output of the model.*exclude_op_names=\['fc'\]"):
+        pruner.compress()
+    model = build("residual")
+    blocks = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    pruner = GateTaylorPruner(
+        model, [{"op_names": blocks, "granularity": [2, 2], "sparse_ratio": 0.5}], torch_evaluator(model, data), 2
+    )
+    with pytest.raises(InputError, match=re.escape(f"leave out all of these: exclude_op_names={sorted(blocks)}")):
         pruner.compress()
     for config, match in [
         ({"op_names": ["stem.0"], "granularity": "in_channel"}, "'stem.0' cannot be pruned by its input channels"),

@@ -25,7 +25,7 @@ from integration_tests.nni_pruning import batches, kept, mean_loss, torch_evalua
 # After the one above, which imports NNI.
 from nni.compression import TorchEvaluator  # isort: skip
 from nni.compression.distillation import Adaptive1dLayerwiseDistiller, DynamicLayerwiseDistiller  # isort: skip
-from nni.compression.pruning import AGPPruner, L1NormPruner, LinearPruner  # isort: skip
+from nni.compression.pruning import AGPPruner, L1NormPruner, LinearPruner, TaylorPruner  # isort: skip
 from fair_prune_plugins.nni.fair_evaluator import fair_evaluator  # isort: skip
 from fair_prune_plugins.nni.pruners import FairGRAPEPruner, FairTaylorPruner, GateTaylorPruner, MagnitudePruner  # isort: skip
 
@@ -160,6 +160,25 @@ def test_with_a_distiller(pruner_first: bool, kind: str) -> None:
     assert pruner.statistics.people.sum() == 48
     last.unwrap_model()
     assert model.get_parameter("stem.0.weight").requires_grad
+
+
+@pytest.mark.parametrize("second", [FairTaylorPruner, TaylorPruner])
+@pytest.mark.parametrize("done", [True, False])
+def test_a_pruner_after_a_pruner_of_other_layers(second: Any, done: bool) -> None:
+    model, data = build("flatten"), batches()
+    names = ["conv1", "conv2"]
+    convolutions = [{"op_names": names, "sparse_ratio": 0.25}]
+    first = FairTaylorPruner(model, convolutions, evaluator_of(model, data), 2, groups=2)
+    before: dict[str, Any] = first.compress()[1] if done else {}
+    options = {} if second is TaylorPruner else {"groups": 2}
+    last = second.from_compressor(first, [{"op_names": ["fc1"], "sparse_ratio": 0.5}], training_steps=2, **options)
+    _, masks = last.compress(max_steps=4, max_epochs=None)
+    assert {n: len(kept(t["weight"])) for n, t in masks.items()} == {"conv1": 5, "conv2": 3, "fc1": 6}
+    for name, targets in before.items():
+        assert torch.equal(masks[name]["weight"], targets["weight"])
+    last.unwrap_model()
+    assert not any("_nni_wrapper" in name for name, _ in model.named_modules())
+    model(data[0][0])
 
 
 def test_wrong_arguments_leave_the_other_compressor_as_it_was() -> None:

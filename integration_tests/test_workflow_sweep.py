@@ -139,6 +139,16 @@ def test_an_error_names_the_key_and_what_is_allowed(override: str, parts: list[s
         assert part in str(caught.value)
 
 
+def test_powers_of_ten_are_numbers_although_yaml_reads_texts() -> None:
+    (point,) = space("sweep.vary={finetune.learning_rate: [2e-3]}", "prune.methods=[magnitude]").points()
+    assert point.setting.varied == (("finetune.learning_rate", 0.002),)
+    drawn = "{finetune.learning_rate: {_type: loguniform, _value: [1e-4, 1e-2]}}"
+    made = space(f"sweep={{tuner: TPE, max_trials: 2, vary: {drawn}}}")
+    assert made.search_space()["finetune.learning_rate"]["_value"] == [0.0001, 0.01]
+    named = space("sweep.vary={finetune.optimizer: [adamw, sgd]}").sweep.vary
+    assert named == {"finetune.optimizer": ["adamw", "sgd"]}
+
+
 def test_the_grid_is_every_combination_with_every_seed() -> None:
     made = space(
         "prune.ratios=[0.25, 0.5]",
@@ -509,6 +519,11 @@ def test_seeds_are_averaged_and_the_choice_is_made_on_validation_people() -> Non
     assert "means over up to 2 seeds" in said
     assert "Fewer seeds than others, and not chosen where others have more: fairgrape 50 %." in said
     assert "1 trial of 8 not finished, 1 of them crashed in this call" in said
+
+    equal = [finished(settings[f"{n} 50 %"], seed, 0.5) for n in ("taylor", "fairgrape") for seed in (0, 1)]
+    (said,) = choices(summarise("s", [0, 1], equal, readings, Course(done=4), 4))
+    assert said.startswith("At 50 %, taylor and fairgrape served the worst group equally well on validation people")
+    assert "the first of them is taken, taylor (50.0" in said
 
 
 def test_a_number_that_no_seed_has_stays_undefined() -> None:

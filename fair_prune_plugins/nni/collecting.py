@@ -28,6 +28,7 @@ ScoringStep = Callable[[Any, nn.Module], Any]
 NO_SAMPLES = "batch {batch}: cannot tell how many samples it has ({error})"
 STEP_FAILED = "the training step fails on batch {batch} in eval mode ({error})"
 BAD_GROUPS = "batch {batch}: the sensitive groups cannot be read ({error})"
+IN_ANOTHER_STEP = "{error}; in the training step, or, to measure alone, in scoring_step= a function of (batch, model)"
 OTHER_SAMPLES = (
     "batch {batch}: the model sees another number of samples than the {samples} that the batch begins with ({error}); "
     "pass scoring_step= a function of (batch, model) that calls the model once per batch with one row per sample"
@@ -66,7 +67,7 @@ class StepCollector:
     def restart(self) -> None:
         """Forget what was measured."""
         self._walk = _PushedBatches(self._plan, self._groups)
-        self._losses = _StepLosses(self._run, self._reduction)
+        self._losses = _StepLosses(self._run, self._reduction, own=self._scoring_step is None)
         self._totals = Totals(self._meter.width)
         self._call: StepCall | None = None
         self._output: Any = None
@@ -144,10 +145,25 @@ class _Overwritten(InputError, RuntimeError):
 
 
 class _StepLosses(SampleLosses):
-    """Asks a training step, which runs the model: the reduction is checked once, for it costs a pass."""
+    """Asks a training step, which runs the model: the reduction is checked once, for it costs a pass.
+
+    Args:
+        loss_fn: the step.
+        reduction: of its loss.
+        own: whether it is the one that trains, beside which there can be another.
+    """
+
+    def __init__(self, loss_fn: Callable[..., torch.Tensor], reduction: Reduction, *, own: bool) -> None:
+        super().__init__(loss_fn, reduction)
+        self._own = own
 
     def _check(self, got: float, outputs: Any, targets: Any, samples: int, parts: int) -> str | None:
-        return self._scale or super()._check(got, outputs, targets, samples, parts)
+        try:
+            return self._scale or super()._check(got, outputs, targets, samples, parts)
+        except InputError as error:
+            if self._own:
+                raise InputError(IN_ANOTHER_STEP.format(error=error)) from error
+            raise
 
 
 class _PushedBatches(Walk):
@@ -212,11 +228,22 @@ def _own_tensors(batch: Any) -> Any:
 
 
 def _plain(batch: Any) -> Any:
+    if _has_fields(batch):
+        return dict(vars(batch))
     return dict(batch) if isinstance(batch, Mapping) else batch
+
+
+def _has_fields(batch: Any) -> bool:
+    """Dataclasses and the like, which hold their tensors as attributes."""
+    return hasattr(batch, "__dict__") and not isinstance(batch, Mapping | torch.Tensor | tuple | list)
 
 
 def _like(plain: Any, batch: Any) -> Any:
     """A batch of the original's type: tokenizers give mappings with methods of their own."""
+    if _has_fields(batch):
+        like = copy.copy(batch)
+        vars(like).update(plain)
+        return like
     if type(batch) is dict or not isinstance(batch, MutableMapping):
         return plain
     like = copy.copy(batch)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from nni.compression.base.compressor import Compressor, Pruner
@@ -34,7 +35,12 @@ NO_SENSITIVE_GROUP = (
     "evaluator's training step"
 )
 NO_EVALUATOR = "{pruner} needs data: pass an evaluator (TorchEvaluator, LightningEvaluator or TransformersEvaluator)"
+NOT_AN_EVALUATOR = (
+    "{pruner}: evaluator= must be a TorchEvaluator, LightningEvaluator or TransformersEvaluator, got a {got}"
+)
 NO_EXAMPLE = "{pruner} must see how the model is called: pass dummy_input=, or an evaluator"
+NO_REDUCTION = "{pruner}: reduction= must be one of {known}, got {got!r}"
+NO_SCORING_STEP = "{pruner}: scoring_step= must be a function of (batch, model) that returns the loss, got a {got}"
 NO_STEPS = "{pruner} needs training_steps=, the number of batches to measure: a positive integer, got {got!r}"
 OTHER_PASSES = (
     "{pruner}: with these options the criterion needs more than gate statistics ({passes}), and NNI's training loops "
@@ -118,6 +124,7 @@ class CriterionPruner(Pruner):  # type: ignore[misc]
             # Not get_dummy_input(): NNI's own for Lightning gives a whole batch, targets included.
             dummy_input = getattr(evaluator, "dummy_input", getattr(evaluator, "_dummy_input", None))
         self.training_steps = self._checked(evaluator, training_steps, groups, dummy_input)
+        self._check_reading(groups, reduction, scoring_step)
         super().__init__(model, config_list, evaluator, existed_wrappers)
         _keep_columns(evaluator, groups)
         self.interval_steps = self.training_steps
@@ -129,7 +136,6 @@ class CriterionPruner(Pruner):  # type: ignore[misc]
         self._made = 0
         self._meter = WrappedModelMeter(
             self.bound_model,
-            self._module_wrappers,
             self._target_spaces,
             groups=groups,
             reduction=reduction,
@@ -149,13 +155,24 @@ class CriterionPruner(Pruner):  # type: ignore[misc]
             raise InputError(NO_SENSITIVE_GROUP.format(pruner=name))
         if evaluator is None and self._measures:
             raise InputError(NO_EVALUATOR.format(pruner=name))
+        if evaluator is not None and not isinstance(evaluator, Evaluator):
+            raise InputError(NOT_AN_EVALUATOR.format(pruner=name, got=type(evaluator).__name__))
         if evaluator is None and dummy_input is None:
             raise InputError(NO_EXAMPLE.format(pruner=name))
         if steps is None and not self._measures:
             steps = 1
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        if not hasattr(steps, "__index__") or isinstance(steps, bool) or steps < 1:
             raise InputError(NO_STEPS.format(pruner=name, got=steps))
-        return steps
+        return operator.index(steps)
+
+    def _check_reading(self, groups: Any, reduction: Any, scoring_step: Any) -> None:
+        name = type(self).__name__
+        if groups is not None:
+            as_reader(groups)
+        if reduction not in get_args(Reduction):
+            raise InputError(NO_REDUCTION.format(pruner=name, known=get_args(Reduction), got=reduction))
+        if scoring_step is not None and not callable(scoring_step):
+            raise InputError(NO_SCORING_STEP.format(pruner=name, got=type(scoring_step).__name__))
 
     @classmethod
     def from_compressor(

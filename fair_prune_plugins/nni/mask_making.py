@@ -87,12 +87,12 @@ def make_masks(metrics: Metrics, spaces: Spaces) -> Metrics:
     # NNI selects layers through sets, and its global threshold depends on their order where layers differ in size.
     generated = generate_sparsity(metrics, dict(sorted(spaces.items())))
     for path, targets in generated.items():
-        for name, mask in targets.items():
+        for name in targets:
             mask = _aligned(generated, spaces, path, name)
             like = spaces[path][name].target
             masks[path][name] = mask.float() if like is None else mask.to(like)
-            if not bool(mask.any()):
-                logger.warning(NOTHING_LEFT, path)
+        if any(not bool(mask.any()) for mask in masks[path].values()):
+            logger.warning(NOTHING_LEFT, path)
     return masks
 
 

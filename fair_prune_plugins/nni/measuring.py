@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from nni.compression.base.wrapper import ModuleWrapper
 from torch import nn
 
 from fair_prune_plugins.errors import InputError
@@ -31,7 +29,6 @@ class WrappedModelMeter:
 
     Args:
         model: the bound model.
-        wrappers: NNI's, in place or not.
         spaces: the pruner's targets.
         groups: the sensitive groups, or ``None``.
         reduction: see :class:`~fair_prune_plugins.nni.collecting.StepCollector`.
@@ -42,7 +39,6 @@ class WrappedModelMeter:
     def __init__(
         self,
         model: nn.Module,
-        wrappers: Mapping[str, ModuleWrapper],
         spaces: Spaces,
         *,
         groups: Groups | None,
@@ -50,7 +46,7 @@ class WrappedModelMeter:
         scoring_step: ScoringStep | None,
         dummy_input: Any,
     ) -> None:
-        self._model, self._wrappers, self._spaces = model, wrappers, spaces
+        self._model, self._spaces = model, spaces
         self._groups, self._reduction, self._scoring_step = groups, reduction, scoring_step
         self._dummy_input = dummy_input
         self._collector: StepCollector | None = None
@@ -126,7 +122,7 @@ class WrappedModelMeter:
         """
         assert self.structure is not None
         plan = self.structure.plan
-        with unwrapped(self._wrappers.values(), masked=True):
+        with unwrapped(self._model, masked=True):
             if self._collector is not None:
                 return self._collector.finish()
             columns = GateMeter(plan).columns
@@ -135,6 +131,6 @@ class WrappedModelMeter:
             return GateStatistics.empty("no attribute", (), columns, weights, model_checksum(plan.model))
 
     def _read(self, example: Example) -> None:
-        with unwrapped(self._wrappers.values()):
+        with unwrapped(self._model):
             self.structure = read_structure(self._model, example, modules_passed_through(self._model, self._spaces))
         check_targets(self.structure, self._spaces)

@@ -73,16 +73,16 @@ class Structure:
 
 
 @contextmanager
-def unwrapped(wrappers: Iterable[Any], *, masked: bool = False) -> Iterator[None]:
+def unwrapped(model: nn.Module, *, masked: bool = False) -> Iterator[None]:
     """The model without NNI's wrappers, as it was before; they are put back at the end.
 
     What an optimizer trains lives in the wrappers and is not touched: the model has copies meanwhile.
 
     Args:
-        wrappers: of the model; those that are not in place stay out.
+        model: may have wrappers of several compressors.
         masked: apply the masks to the copies.
     """
-    out: list[Any] = [w for w in wrappers if getattr(w.module, "_nni_wrapper", None) is w]
+    out: list[Any] = [m for m in model.modules() if isinstance(m, ModuleWrapper)]
     for wrapper in out:
         wrapper.unwrap()
     try:

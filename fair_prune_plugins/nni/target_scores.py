@@ -27,6 +27,7 @@ NO_SCORE = (
     "{layer!r} cannot be pruned by its {side} channels: {reason}. Leave it out of the config list "
     "(exclude_op_names=[{layer!r}])"
 )
+AND_OTHERS = "{first}. Neither can others of the list; leave out all of these: exclude_op_names={layers}"
 NOT_AN_OUTPUT = "what passes through it has no unit"
 PARTLY = (
     "Torch-Pruning's graph follows only some of them, which happens where they are multiplied with, or added to, "
@@ -107,9 +108,19 @@ def check_targets(structure: Structure, spaces: Spaces) -> None:
         InputError: see :func:`target_metrics`.
     """
     blank = {g.name: torch.zeros(g.units.size, dtype=torch.float64) for g in structure.plan.groups}
+    refused: dict[str, InputError] = {}
     for path, name, space in scored_targets(spaces):
         if space.shape is not None:
-            _metric(structure, blank, path, name, space)
+            try:
+                _metric(structure, blank, path, name, space)
+            except InputError as error:
+                refused.setdefault(path, error)
+    if not refused:
+        return
+    path, first = min(refused.items())
+    if len(refused) > 1:
+        raise InputError(AND_OTHERS.format(first=first, layers=sorted(refused))) from first
+    raise first
 
 
 def modules_passed_through(model: nn.Module, spaces: Spaces) -> list[str]:

@@ -96,16 +96,28 @@ def choices(summary: Summary) -> list[str]:
         if not row.chosen:
             continue
         rivals = sum(r.asked == row.asked for r in summary.rows)
-        lead = (
-            f"At {row.asked}, {row.title} served the worst group best on validation people"
-            if rivals > 1
-            else f"At {row.asked} there is {row.title} alone"
-        )
+        equals = [row.title, *(r.title for r in summary.rows if r is not row and _ties(r, row))]
+        best = f"At {row.asked}, {row.title} served the worst group best on validation people"
+        if rivals == 1:
+            best = f"At {row.asked} there is {row.title} alone"
+        elif len(equals) > 1:
+            best = (
+                f"At {row.asked}, {listed(equals)} served the worst group equally well on validation people, and best; "
+                f"the first of them is taken, {row.title}"
+            )
         sentences.append(
-            f"{lead} ({percent(row.validation.mean)}). On test people that group has {_said(row.worst)}, dense "
-            f"{_said(dense.worst)}; {times(row.speedup.mean)} as fast as dense."
+            f"{best} ({percent(row.validation.mean)}). On test people that group has {_said(row.worst)}, "
+            f"dense {_said(dense.worst)}; {times(row.speedup.mean)} as fast as dense."
         )
     return sentences
+
+
+def _ties(row: Row, chosen: Row) -> bool:
+    return (row.asked, len(row.seeds), row.validation.mean) == (
+        chosen.asked,
+        len(chosen.seeds),
+        chosen.validation.mean,
+    )
 
 
 def remarks(summary: Summary) -> list[str]:
