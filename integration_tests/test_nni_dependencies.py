@@ -470,6 +470,29 @@ def test_the_first_of_two_configurations_counts_as_it_does_in_nni(caplog: pytest
     assert masks["stem.0"]["weight"].mean() == 0.5
 
 
+class ConvolutionAndLinear(nn.Module):
+    """Channels last behind a convolution, as in ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.head = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        return self.head((x + self.block(x)).mean((1, 2)))
+
+
+def test_a_convolution_coupled_with_a_linear_layer_is_said_to_stop_nni(caplog: pytest.LogCaptureFixture) -> None:
+    model = ConvolutionAndLinear()
+    found = found_in(model, config_list=[{"op_names": ["stem", "block"], "sparse_ratio": 0.5}])
+    assert len({c["dependency_group_id"] for c in found}) == 1
+    messages = [r.getMessage() for r in caplog.records if r.name == LOGGER]
+    assert len(messages) == 1
+    assert re.search("both convolutions and linear layers.*RuntimeError.*\n  stem, block", messages[0])
+    with pytest.raises(RuntimeError, match="shape"):
+        L1NormPruner(model, found).compress()
+
+
 @pytest.mark.parametrize("setting", ["unequal", "threshold"])
 def test_nni_stops_at_what_the_warning_says_it_stops_at(setting: str) -> None:
     given: Configs = [{"op_names": ["stem.0"], "sparse_ratio": 0.25}, {"op_types": ["Conv2d"], "sparse_ratio": 0.5}]

@@ -299,6 +299,133 @@ def test_a_gate_that_is_masked_does_not_shut_what_it_gates() -> None:
     torch.testing.assert_close(net(inputs()), expected(inputs()))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [torch.sigmoid, F.softplus, torch.exp, lambda x: F.relu(x) + 1, lambda x: torch.add(x, 0.5).sigmoid_()],
+    ids=["sigmoid", "softplus", "exp", "relu + 1", "in place"],
+)
+@pytest.mark.parametrize("layers", ["convolutions", "linear"])
+def test_functions_that_make_something_of_nothing(function: Any, layers: str) -> None:
+    """The constant they leave of a unit that is masked wherever it is made is dropped, or folded."""
+
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            conv = layers == "convolutions"
+            self.a: Any = nn.Conv2d(3, 6, 1) if conv else nn.Linear(8, 6)
+            self.b: Any = nn.Conv2d(6, 4, 3) if conv else nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(function(self.a(x)))  # type: ignore[no-any-return]
+
+    net = Between().double()
+    masks: Masks = {"a": rows(net.a, [0, 3, 4])}
+    expected = masked_copy(net, masks)(inputs().double())
+    folded, given = copy.deepcopy(net), ModelSpeedup(net, inputs().double(), masks)
+    given.speedup_model()
+    assert net.a.weight.shape[0] == net.b.weight.shape[1] == 3
+    assert given.report is not None
+    assert given.report.difference is not None
+    assert given.report.difference.expected
+    assert given.report.difference.max_abs > 1e-3
+    speedup(folded, masks, inputs().double(), norm_shift="fold")
+    assert folded.a.weight.shape[0] == 3
+    torch.testing.assert_close(folded(inputs().double()), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("softmax", [nn.Softmax(dim=1), nn.LogSoftmax(dim=1)])
+def test_units_in_front_of_a_softmax(softmax: nn.Module) -> None:
+    """No constant is left of them, since a softmax mixes all units; they go as NNI's own test has it."""
+    net = nn.Sequential(nn.Linear(8, 6), softmax, nn.Linear(6, 3))
+    given = ModelSpeedup(net, torch.randn(4, 8), {"0": rows(net[0], [1, 2, 5])}, norm_shift="fold")  # type: ignore[arg-type]
+    given.speedup_model()
+    assert (net[0].out_features, net[2].in_features) == (3, 3)
+    assert given.report is not None
+    assert [(s.layer, s.folded, s.dropped) for s in given.report.shifts] == [("2", 0, 3)]
+
+
+def test_a_function_behind_what_others_make_too() -> None:
+    """A parameter or another layer that adds to a masked unit keeps it alive, whatever function follows."""
+
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(6, 3)
+            self.position = nn.Parameter(torch.randn(6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(torch.sigmoid(self.a(x)) * self.b(x) + torch.sigmoid(self.position))  # type: ignore[no-any-return]
+
+    net, x = Added(), torch.randn(4, 8)
+    with pytest.raises(InputError, match="still reads"):
+        speedup(net, {"a": rows(net.a, [1, 2]), "b": rows(net.b, [2, 3])}, x)
+
+
+class Auxiliary(Net):
+    """An auxiliary head that runs in training mode only, behind a dropout that would hide channels at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux, self.aux_fc = nn.Conv2d(8, 5, 1), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> Any:
+        if not self.training:
+            return super().forward(x)
+        hidden = F.dropout(F.relu(self.bn1(self.conv1(x))), 0.9, self.training)
+        return super().forward(x), self.aux_fc(F.relu(self.aux(hidden)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_that_run_in_training_mode_only(training: bool) -> None:
+    net = Auxiliary().train(training)
+    statistics = net.bn1.running_mean
+    masks = {**masks_of(net), "aux": rows(net.aux, [4])}
+    ModelSpeedup(net, inputs(), masks).speedup_model()
+    assert net.training == net.bn1.training == training
+    assert (net.conv1.out_channels, net.aux.in_channels, net.aux.out_channels, net.aux_fc.in_features) == (6, 6, 4, 4)
+    assert torch.equal(net.bn1.running_mean, statistics[[1, 2, 4, 5, 6, 7]])  # type: ignore[arg-type, index]
+    main, aux = net.train()(inputs())
+    (main + aux).sum().backward()
+
+
+def test_branches_of_training_that_need_more_than_the_inputs() -> None:
+    class Targets(Auxiliary):
+        def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> Any:
+            if self.training and scale is None:
+                raise ValueError("targets, please")
+            return super().forward(x, scale)
+
+    net = Targets()
+    speedup(net, masks_of(net), inputs())
+    assert (net.conv1.out_channels, net.aux.in_channels) == (6, 8)
+
+
+class Named(nn.Module):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features * 1.5
+
+
+@pytest.mark.parametrize("target", ["_input_features", "_input_0", "_output_0"])
+@pytest.mark.parametrize("samples", [1, 2, 8])
+def test_masks_of_activations_of_any_batch_size(target: str, samples: int) -> None:
+    """NNI infers with eight samples, whatever the dummy input has; arguments are named as in the forward."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Named(), nn.Conv2d(4, 2, 1))
+    mask = torch.ones(samples, 4, 8, 8)
+    mask[:, 1] = 0
+    expected = copy.deepcopy(net)
+    expected[2].weight.data[:, 1] = 0  # type: ignore[index, operator]
+    speedup(net, {"1": {target: mask}}, inputs())
+    assert net[0].out_channels == 3
+    torch.testing.assert_close(net(inputs()), expected(inputs()))
+
+
+def test_a_mask_of_an_activation_of_another_shape(untouched: Net) -> None:
+    with pytest.raises(InputError, match=r"mask of an output .* of MaxPool2d has shape \(2, 9, 8, 8\)"):
+        speedup(
+            nn.Sequential(untouched.conv1, nn.MaxPool2d(1)), {"1": {"_output_0": torch.zeros(2, 9, 8, 8)}}, inputs()
+        )
+
+
 def test_dropping_and_folding_what_norms_leave(model: Net) -> None:
     """Both convolutions pad nothing, so the constants of their masked channels fit into the next bias."""
     masked = copy.deepcopy(model)
@@ -326,14 +453,27 @@ def test_dropping_and_folding_what_norms_leave(model: Net) -> None:
     assert {(s.layer, s.folded, s.dropped) for s in fold.report.shifts} == {("conv2", 2, 0), ("fc1", 4, 0)}
 
 
-def test_zero_padding_cannot_be_folded() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Hardsigmoid(), nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(4, 2, 1))
-    masks = {"0": rows(net[0], [1])}
-    with torch.no_grad():
-        net[0].bias[1] = 0
-    given = ModelSpeedup(net, inputs(), masks, norm_shift="fold")
-    with pytest.raises(InputError, match="still reads"):  # 0.5 is not zero: nothing goes at all
+def test_dropped_constants_excuse_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    """A mean over channels has another divisor in the smaller model, which a norm's shift must not hide."""
+
+    class Averaging(Net):
+        def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+            x = F.relu(self.bn1(self.conv1(x)))
+            x = F.max_pool2d(F.relu(self.bn2(self.conv2(x * x.mean(1, keepdim=True)))), 2)
+            return self.fc2(F.relu(self.fc1(torch.flatten(x, 1))))  # type: ignore[no-any-return]
+
+    for net, expected in ((Net().eval(), True), (Averaging().eval(), False)):
+        caplog.clear()
+        given = ModelSpeedup(net, inputs(), {"conv1": rows(net.conv1, [0, 3])})
         given.speedup_model()
+        assert given.report is not None
+        assert given.report.difference is not None
+        assert given.report.difference.relative > 1e-3
+        assert given.report.difference.expected is expected
+        assert ("nothing says why" in caplog.text) is not expected
+
+
+def test_zero_padding_cannot_be_folded() -> None:
     net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(4, 2, 1)).eval()
     net[1].bias.data.fill_(0.5)
     given = ModelSpeedup(net, inputs(), {"0": rows(net[0], [1])}, norm_shift="fold")
@@ -381,6 +521,27 @@ def test_an_embedding_s_dimensions() -> None:
     assert net.words.weight.shape == (11, 6)
     assert net.words.embedding_dim == net.fc1.in_features == 6
     torch.testing.assert_close(net(tokens), expected(tokens))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_layers_beside_an_lstm(dtype: torch.dtype) -> None:
+    """In float64 autograd sees the inside of an LSTM, with splits that the host reads badly."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.lstm = nn.Embedding(11, 8), nn.LSTM(8, 12, batch_first=True)
+            self.fc1, self.fc2 = nn.Linear(12, 6), nn.Linear(6, 3)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.fc2(F.relu(self.fc1(self.lstm(self.words(tokens))[0][:, -1])))  # type: ignore[no-any-return]
+
+    net, tokens = Recurrent().to(dtype), torch.randint(0, 11, (2, 5))
+    masks = {"fc1": rows(net.fc1, [1, 4])}
+    expected = masked_copy(net, masks)(tokens)
+    speedup(net, masks, tokens)
+    assert net.fc1.out_features == net.fc2.in_features == 4
+    torch.testing.assert_close(net(tokens), expected)
 
 
 def test_layers_that_share_a_parameter_stay() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from fair_prune_plugins.nni.following import CoupledChannels, Side
 from fair_prune_plugins.nni.heads import attention_heads
 from fair_prune_plugins.nni.links import CONTRACTIONS, CONVOLUTIONS, PRODUCERS, Links, widths
 from fair_prune_plugins.nni.liveness import Liveness
+from fair_prune_plugins.nni.makers import masked_by_all_makers
 from fair_prune_plugins.nni.masks import NORMS, Masks
 
 EMPTIED = (
@@ -75,21 +76,43 @@ class Choice:
     heads: Mapping[nn.Module, tuple[int, int]]
 
 
-def choose(model: nn.Module, coupled: CoupledChannels, liveness: Liveness, masks: Masks, links: Links) -> Choice:
+def choose(
+    model: nn.Module,
+    coupled: CoupledChannels,
+    liveness: Liveness,
+    behind_functions: Callable[[], Liveness],
+    masks: Masks,
+    links: Links,
+) -> Choice:
     """Choose the units that go.
 
-    A unit can go if every layer that reads it gets nothing, or masks all that it reads of it. Of those that can, conv
+    A unit can go if every layer that reads it gets nothing, or masks all that it reads of it; also if it gets only what
+    a function made of nothing (``sigmoid(0)``), where all layers that make the unit mask it. Of those that can, conv
     groups and norm groups lose equally many, the first ones of each, and attention loses whole heads.
+
+    Args:
+        model: with the masks multiplied into its parameters.
+        coupled: its coupled channels.
+        liveness: what is alive.
+        behind_functions: what is alive if functions make nothing of nothing; called only where it matters.
+        masks: what is masked.
+        links: what that leaves of the layers' weights.
 
     Raises:
         InputError: a layer would lose everything.
     """
-    return _Choosing(model, coupled, liveness, masks, links).choice()
+    return _Choosing(model, coupled, liveness, behind_functions, masks, links).choice()
 
 
 class _Choosing:
     def __init__(
-        self, model: nn.Module, coupled: CoupledChannels, liveness: Liveness, masks: Masks, links: Links
+        self,
+        model: nn.Module,
+        coupled: CoupledChannels,
+        liveness: Liveness,
+        behind_functions: Callable[[], Liveness],
+        masks: Masks,
+        links: Links,
     ) -> None:
         self.names: dict[Any, str] = {m: n or type(m).__name__ for n, m in model.named_modules()}
         self.coupled, self.liveness, self.masks, self.links = coupled, liveness, masks, links
@@ -98,6 +121,8 @@ class _Choosing:
         self.norms = [s for s in coupled.sides if isinstance(s.module, NORMS)]
         self.outputs = {s.module: s for s in self.producers}
         self.made_alive = {s.module: self._alive(liveness.outputs, s.module, 1) for s in self.producers}
+        self.behind_functions = behind_functions
+        self.arriving = {s.module: self._alive(liveness.inputs, s.module, 0) for s in self.consumers}
         self.wanted: dict[nn.Module, Flags] = {}
         self.uneven: dict[int, str] = {}
         self.heads: dict[nn.Module, int] = {}
@@ -105,6 +130,10 @@ class _Choosing:
 
     def choice(self) -> Choice:
         free = self._free()
+        masked = masked_by_all_makers(self.coupled, self.links, None)
+        if bool((masked & ~free & ~np.isin(self.coupled.group, list(self.fixed))).any()):
+            self._close(self.behind_functions())
+            free = self._free()
         gone = self._even(free)
         channels: Gone = {}
         for side in self.coupled.sides:
@@ -190,6 +219,17 @@ class _Choosing:
                 return free
             free = now
 
+    def _close(self, behind: Liveness) -> None:
+        """Take what functions make of units that are masked wherever they are made for nothing."""
+        masked = masked_by_all_makers(self.coupled, self.links, behind)
+        for side in self.consumers:
+            going = self._going(side, masked)
+            quiet = ~self._alive(behind.inputs, side.module, 0)
+            arriving = self.arriving[side.module].copy()
+            arriving[: len(going)] &= ~(going & quiet[: len(going)])
+            self.arriving[side.module] = arriving
+        self.wanted.clear()
+
     def _wanted(self, layer: nn.Module, free: Flags) -> Flags:
         """Live inputs that a layer reads for outputs that are not free."""
         outputs = np.ones(widths(layer)[1], bool)
@@ -202,7 +242,7 @@ class _Choosing:
         device = layer.weight.device
         assert isinstance(device, torch.device)
         read = self.links.read(layer, torch.from_numpy(outputs).to(device)).cpu().numpy()
-        wanted: Flags = np.logical_and(read, self._alive(self.liveness.inputs, layer, 0))
+        wanted: Flags = np.logical_and(read, self.arriving[layer])
         self.wanted[layer] = wanted
         return wanted
 

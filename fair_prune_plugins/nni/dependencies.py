@@ -54,6 +54,11 @@ THRESHOLD = (
     "layer has a dependency_group_id. Give a sparse_ratio as well, or take the ids out again"
 )
 
+MIXED = (
+    "{count} coupled sets have both convolutions and linear layers; NNI's pruners add up their scores, which have "
+    "different shapes, and stop with a RuntimeError. Leave these sets out of config_list:\n{lines}"
+)
+
 ID_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "fair_prune_plugins.nni.dependencies")
 
 
@@ -106,7 +111,7 @@ def auto_set_denpendency_group_ids(
         raise UnsupportedModelError(ENDLESS.format(layers=", ".join(endless), reason=reason))
     paths = {module: name for name, module in reversed(list(model.named_modules()))}
     ids = _identifiers(model, coupling)
-    _warn(coupling, {paths[model.get_submodule(name)]: config for name, config in reversed(selected)})
+    _warn(model, coupling, {paths[model.get_submodule(name)]: config for name, config in reversed(selected)})
     new_config_list = []
     for name, config in selected:
         path = paths[model.get_submodule(name)]  # a module can have several names
@@ -161,11 +166,11 @@ def _identifiers(model: nn.Module, coupling: OutputCoupling) -> dict[str, str]:
     return {name: uuid.uuid5(namespace, "\n".join(found)).hex for found in coupling.sets for name in found}
 
 
-def _warn(coupling: OutputCoupling, selected: Mapping[str, Mapping[str, Any]]) -> None:
+def _warn(model: nn.Module, coupling: OutputCoupling, selected: Mapping[str, Mapping[str, Any]]) -> None:
     """Say where masks cannot agree. Of several configurations for a module NNI takes the first, and so does
     ``selected``.
     """
-    partial, unequal, threshold = [], [], []
+    partial, unequal, threshold, mixed = [], [], [], []
     for found in coupling.sets:
         inside = [name for name in found if name in selected]
         outside = [name for name in found if name not in selected]
@@ -175,8 +180,10 @@ def _warn(coupling: OutputCoupling, selected: Mapping[str, Mapping[str, Any]]) -
         if len(set(ratios.values())) > 1:
             unequal.append("  " + ", ".join(f"{name}: {ratio}" for name, ratio in ratios.items()))
         threshold += [n for n in inside if ratios[n] is None and _setting(selected[n], "sparse_threshold") is not None]
+        if len({isinstance(model.get_submodule(name), nn.modules.conv._ConvNd) for name in inside}) > 1:
+            mixed.append(f"  {', '.join(inside)}")
     misaligned = [f"  {one} and {other}" for one, other in coupling.misaligned if {one, other} & selected.keys()]
-    for message, lines in ((NOT_SELECTED, partial), (UNEQUAL, unequal), (MISALIGNED, misaligned)):
+    for message, lines in ((NOT_SELECTED, partial), (UNEQUAL, unequal), (MIXED, mixed), (MISALIGNED, misaligned)):
         if lines:
             logger.warning(message.format(count=len(lines), lines="\n".join(lines)))
     unread = [name for name in coupling.unread if name in selected]

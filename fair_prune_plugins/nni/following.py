@@ -200,6 +200,8 @@ def _mapped(mapping: Any, channels: Indices, roots: Indices) -> tuple[Indices, I
             return _distinct(channels // stride, roots)
         return (channels[:, None] * stride + np.arange(stride)).ravel(), roots.repeat(stride)
     if isinstance(mapping, _ConcatIndexMapping | _SplitIndexMapping):
+        if len(mapping.offset) < 2:  # the gates of an LSTM that autograd sees the inside of
+            return None
         low, high = mapping.offset[0], mapping.offset[1]
         if reverse == isinstance(mapping, _SplitIndexMapping):
             return channels + low, roots

@@ -35,6 +35,11 @@ def widths(layer: nn.Module) -> tuple[int, int]:
     return 1, layer.embedding_dim
 
 
+def passes_through(layer: nn.Module) -> bool:
+    """Whether a layer is a depthwise convolution, whose inputs go with its outputs."""
+    return isinstance(layer, CONVOLUTIONS) and layer.groups == layer.out_channels == layer.in_channels > 1
+
+
 class Links:
     """Which output channel of a layer reads which input channel, under masks of the weights.
 

@@ -10,6 +10,7 @@ what becomes of it is ``norm_shift``'s business.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,8 +21,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.nni.links import CONTRACTIONS, PRODUCERS, Links, widths
-from fair_prune_plugins.nni.masks import NORMS, Masks, ModuleMask, channel_dim
+from fair_prune_plugins.nni.masks import NORMS, WRONG_SHAPE, Masks, ModuleMask, channel_dim
 
 
 @dataclass
@@ -217,25 +219,50 @@ def _norm(
 
 
 def _masked_inputs(
-    masks: Mapping[str, torch.Tensor], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    masks: Mapping[str, torch.Tensor], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     changed = list(args)
     kwargs = dict(kwargs)
+    names = list(inspect.signature(module.forward).parameters)
     for place, mask in masks.items():
-        if place.isdecimal() and int(place) < len(changed):
-            changed[int(place)] = changed[int(place)] * mask
-        elif place in kwargs:
-            kwargs[place] = kwargs[place] * mask
+        label = f"an input ({place}) of {type(module).__name__}"
+        position = int(place) if place.isdecimal() else names.index(place) if place in names else len(changed)
+        name = names[position] if place.isdecimal() and position < len(names) else place
+        if position < len(changed):
+            changed[position] = _times(label, changed[position], mask)
+        elif name in kwargs:
+            kwargs[name] = _times(label, kwargs[name], mask)
     return tuple(changed), kwargs
 
 
-def _masked_outputs(masks: Mapping[str, torch.Tensor], _module: nn.Module, _args: Any, out: Any) -> Any:
+def _masked_outputs(masks: Mapping[str, torch.Tensor], module: nn.Module, _args: Any, out: Any) -> Any:
+    def times(place: str, values: Any) -> Any:
+        mask = masks.get(place)
+        return values if mask is None else _times(f"an output ({place}) of {type(module).__name__}", values, mask)
+
     if isinstance(out, torch.Tensor):
-        for mask in masks.values():
-            out = out * mask
+        for place in masks:
+            out = times(place, out)
         return out
     if isinstance(out, dict):
-        return {k: v * masks[k] if k in masks else v for k, v in out.items()}
+        return {k: times(k, v) for k, v in out.items()}
     if isinstance(out, tuple | list):
-        return type(out)(v * masks[str(i)] if str(i) in masks else v for i, v in enumerate(out))
+        return type(out)(times(str(i), v) for i, v in enumerate(out))
     return out
+
+
+def _times(label: str, values: Any, mask: torch.Tensor) -> Any:
+    """An activation times its mask, which may be of another batch size than the activation.
+
+    Raises:
+        InputError: the mask is of another shape.
+    """
+    if not isinstance(values, torch.Tensor):
+        return values
+    if mask.ndim == values.ndim and mask.shape[0] not in (1, values.shape[0]):
+        mask = mask.amax(0, keepdim=True)  # what is left in any sample
+    try:
+        return values * mask.to(values)
+    except RuntimeError as error:
+        expected = tuple(values.shape)
+        raise InputError(WRONG_SHAPE.format(target=label, got=tuple(mask.shape), expected=expected)) from error

@@ -10,7 +10,7 @@ import torch_pruning as tp
 from torch import nn
 
 from fair_prune_plugins.nni.choosing import Gone
-from fair_prune_plugins.nni.links import CONVOLUTIONS, TRANSPOSED, conv_groups, widths
+from fair_prune_plugins.nni.links import CONVOLUTIONS, TRANSPOSED, conv_groups, passes_through, widths
 
 
 def narrow(graph: tp.DependencyGraph, gone: Gone) -> None:
@@ -35,11 +35,6 @@ def narrow(graph: tp.DependencyGraph, gone: Gone) -> None:
                 _narrow_convolution(module, going)
             else:
                 _narrow_module(graph, module, going)
-
-
-def passes_through(layer: nn.Module) -> bool:
-    """Whether a layer is a depthwise convolution, whose inputs go with its outputs."""
-    return isinstance(layer, CONVOLUTIONS) and layer.groups == layer.out_channels == layer.in_channels > 1
 
 
 def kept(width: int, going: Sequence[int]) -> torch.Tensor:

@@ -5,39 +5,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-import torch_pruning as tp
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from fair_prune_plugins.errors import InputError, UnsupportedModelError
 from fair_prune_plugins.gates.calling import ForwardFn, call, generic, moved, output_tensors, preserved
 from fair_prune_plugins.gates.norms import MIXING_NORMS
-from fair_prune_plugins.gates.removal import build_graph
 from fair_prune_plugins.gates.rollback import undone_on_error
 from fair_prune_plugins.nni.choosing import Choice, choose
 from fair_prune_plugins.nni.following import follow
 from fair_prune_plugins.nni.heads import tell_owners
-from fair_prune_plugins.nni.links import PRODUCERS, Links, widths
-from fair_prune_plugins.nni.liveness import (
-    Liveness,
-    holding,
-    masked_activations,
-    masked_parameters,
-    only_live_values,
-    without_zeros,
-)
+from fair_prune_plugins.nni.links import PRODUCERS, passes_through, widths
+from fair_prune_plugins.nni.liveness import holding, masked_activations, masked_parameters
 from fair_prune_plugins.nni.masks import NORMS, Masks, masked_share, read_masks
-from fair_prune_plugins.nni.narrowing import kept, kept_weight, narrow, passes_through
-from fair_prune_plugins.nni.shifts import Shift, Values, settle, watched
+from fair_prune_plugins.nni.narrowing import kept, kept_weight, narrow
+from fair_prune_plugins.nni.shifts import Shift, Values, settle, silenced, watched
 from fair_prune_plugins.nni.speedup_report import Difference, NormShift, SpeedupReport
+from fair_prune_plugins.nni.tracing import as_in_training, liveness_behind_functions, trace
 
-FORWARD_FAILED = (
-    "the model fails on dummy_input: {error}. Pass what its forward takes: a tensor, a tuple or list of positional or "
-    "a dict of keyword arguments; it was given {shapes}"
-)
 NOTHING_MASKED = "the masks mask nothing, and the model stays as it is"
 NOTHING_REMOVED = (
     "the masks ({share:.1%} zeros) leave no unit that could be removed: {why}. Prune whole units (granularity "
@@ -52,8 +41,10 @@ STAYS = (
     "{units} units are masked in some layers of their coupled group and stay, because other layers or the structure "
     "keep them ({groups} coupled groups); the report of the speedup says which and why"
 )
+NO_TRAINING = "the smaller model runs in eval mode, but not in training mode: {error}"
 UNEXPECTED = (
-    "the smaller model differs from the masked one by {relative:.1e} of its outputs' scale, and nothing says why"
+    "the smaller model differs from the masked one by {relative:.1e} of its outputs' scale, and nothing says why: "
+    "perhaps channels are averaged, or a reshape of them was misread; compare before you use it"
 )
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -96,8 +87,9 @@ def realise(
     seen: dict[nn.Module, Values] = {}
     masked = masked_parameters(masks)
     with _examined(model), holding(masked):
-        graph, liveness, links = _trace(model, masks, inputs, forward_fn)
-        choice = choose(model, follow(graph), liveness, masks, links)
+        traced = trace(model, masks, inputs, forward_fn)
+        behind = partial(liveness_behind_functions, model, masks, traced, inputs, forward_fn)
+        choice = choose(model, follow(traced.graph), traced.liveness, behind, masks, traced.links)
         if not choice.gone:
             why = "; ".join(map(str, choice.kept[:4])) or FINE
             raise InputError(NOTHING_REMOVED.format(share=masked_share(masks), why=why))
@@ -105,15 +97,20 @@ def realise(
             expected = output_tensors(call(model, inputs, forward_fn))
             if norm_shift == "fold":
                 call(model, _shuffled(inputs), forward_fn)
+        with torch.no_grad(), masked_activations(masks), silenced(choice.gone):
+            without_constants = output_tensors(call(model, inputs, forward_fn)) if norm_shift == "drop" else []
     with undone_on_error(model):
         for parameter, values in masked.items():
             parameter.data = values
         names = {module: name for name, module in model.named_modules()}
-        shifts = settle(seen, links, names, fold=norm_shift == "fold")
+        shifts = settle(seen, traced.links, names, fold=norm_shift == "fold")
         zeros = _zeros(masks, choice, names)
-        narrow(graph, choice.gone)
+        narrow(traced.graph, choice.gone)
         tell_owners(model, choice.heads)
-        difference = _compare(model, inputs, forward_fn, expected, _reasons(shifts, choice, masks))
+        reasons = _reasons(shifts, choice, masks)
+        difference = _compare(model, inputs, forward_fn, expected, without_constants, reasons)
+    if traced.in_training:
+        _try_training(model, inputs, forward_fn, log)
     if choice.kept:
         groups = len({k.coupled_group for k in choice.kept})
         log.warning("%s", STAYS.format(units=sum(k.units for k in choice.kept), groups=groups))
@@ -140,32 +137,6 @@ def _examined(model: nn.Module) -> Iterator[None]:
     with preserved(model):
         model.eval()
         yield
-
-
-def _trace(
-    model: nn.Module, masks: Masks, inputs: Any, forward_fn: ForwardFn | None
-) -> tuple[tp.DependencyGraph, Liveness, Links]:
-    """The model's structure, and what is alive in it, from one forward pass."""
-    links = Links({m: mask.parameters["weight"] for m, mask in masks.items() if "weight" in mask.parameters})
-    failures: list[Exception] = []
-
-    def forward(model: nn.Module, inputs: Any) -> Any:
-        try:
-            return call(model, inputs, forward_fn)
-        except Exception as error:
-            failures.append(error)
-            raise
-
-    with only_live_values(model, masks, links) as liveness:
-        try:
-            graph = build_graph(model, without_zeros(inputs), forward_fn=forward)
-        except UnsupportedModelError as error:
-            if not failures:
-                raise
-            shapes = [f"{tuple(t.shape)} {t.dtype}".replace("torch.", "") for t in output_tensors(inputs)]
-            reason = f"{type(failures[0]).__name__}: {failures[0]}"
-            raise InputError(FORWARD_FAILED.format(error=reason, shapes=", ".join(shapes) or "no tensor")) from error
-    return graph, liveness, links
 
 
 def _shuffled(inputs: Any) -> Any:
@@ -224,9 +195,17 @@ def _reasons(shifts: list[Shift], choice: Choice, masks: Masks) -> tuple[str, ..
 
 
 def _compare(
-    model: nn.Module, inputs: Any, forward_fn: ForwardFn | None, expected: list[torch.Tensor], reasons: tuple[str, ...]
+    model: nn.Module,
+    inputs: Any,
+    forward_fn: ForwardFn | None,
+    expected: list[torch.Tensor],
+    without_constants: list[torch.Tensor],
+    reasons: tuple[str, ...],
 ) -> Difference:
     """The smaller model beside the masked one's outputs.
+
+    That constants were dropped explains a difference only if the masked model without these constants is the smaller
+    model.
 
     Raises:
         UnsupportedModelError: it does not run, or returns tensors of other shapes.
@@ -239,14 +218,28 @@ def _compare(
     shapes, smaller = [tuple(t.shape) for t in expected], [tuple(t.shape) for t in found]
     if shapes != smaller:
         raise UnsupportedModelError(SMALLER_FAILS.format(error=f"it returns {smaller} instead of {shapes}"))
+    tolerance = max((TOLERANCES.get(t.dtype, COARSE) for t in expected if t.is_floating_point()), default=0.0)
+    if reasons == (DROPPED,) and without_constants and _distance(without_constants, found)[1] > tolerance:
+        reasons = ()
+    return Difference(*_distance(expected, found), tolerance, reasons)
+
+
+def _distance(expected: list[torch.Tensor], found: list[torch.Tensor]) -> tuple[float, float]:
+    """Largest absolute difference, and the same beside the largest expected value."""
     largest = scale = 0.0
-    tolerance = 0.0
     for a, b in zip(expected, found, strict=True):
         if a.is_floating_point() and a.numel():
             largest = max(largest, float((a - b).abs().max()))
             scale = max(scale, float(a.abs().max()))
-            tolerance = max(tolerance, TOLERANCES.get(a.dtype, COARSE))
-    return Difference(largest, largest / scale if scale else largest, tolerance, reasons)
+    return largest, largest / scale if scale else largest
+
+
+def _try_training(model: nn.Module, inputs: Any, forward_fn: ForwardFn | None, log: logging.Logger) -> None:
+    with _examined(model), torch.no_grad():
+        try:
+            as_in_training(model, inputs, forward_fn)
+        except Exception as error:
+            log.warning("%s", NO_TRAINING.format(error=f"{type(error).__name__}: {error}"))
 
 
 def _widths(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -95,6 +95,23 @@ def _see(seen: dict[nn.Module, Values], channels: torch.Tensor, layer: nn.Module
     seen[layer] = Values(channels.to(x.device), low, high)
 
 
+@contextmanager
+def silenced(gone: Gone) -> Iterator[None]:
+    """Let nothing arrive in the input channels that go, of all layers, until the context ends."""
+    with ExitStack() as stack:
+        for (module, is_output), channels in gone.items():
+            if not is_output and isinstance(module, CONTRACTIONS):
+                stack.enter_context(removing(module.register_forward_pre_hook(partial(_silence, channels))))
+        yield
+
+
+def _silence(channels: torch.Tensor, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    if not args or not isinstance(args[0], torch.Tensor):
+        return None
+    x = args[0]
+    return x.index_fill(channel_dim(layer, x.ndim) % x.ndim, channels.to(x.device), 0), *args[1:]
+
+
 def settle(
     seen: Mapping[nn.Module, Values], links: Links, names: Mapping[nn.Module, str], *, fold: bool
 ) -> list[Shift]:

@@ -39,7 +39,9 @@ class ModelSpeedup:
     with masks and the smaller model are equal only if the norm is masked as well. ``norm_shift="drop"`` lets these
     constants go with the units, which is what NNI's own does in effect; ``"fold"`` puts them into the biases of the
     layers that read them wherever that is exact: where the unit is constant on the dummy input and on a random one,
-    and the layer pads with no zeros. The report has what was folded, what was dropped, and the measured difference.
+    and the layer pads with no zeros. The same holds for what functions make of masked units (``sigmoid(0)``). The
+    report has what was folded, what was dropped, and the measured difference. Layers that run in training mode only
+    (auxiliary heads) become narrower as well, where training needs no other inputs.
 
     Args:
         model: the model that was pruned, after ``pruner.unwrap_model()``. Modules stay the objects that they are.
