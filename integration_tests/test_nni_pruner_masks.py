@@ -18,6 +18,7 @@ from integration_tests.nni_pruning import batches, kept, torch_evaluator
 
 # After the one above, which imports NNI.
 from nni.compression.pruning import L1NormPruner  # isort: skip
+from fair_prune_plugins.nni.dependencies import auto_set_denpendency_group_ids  # isort: skip
 from fair_prune_plugins.nni.pruners import (  # isort: skip
     FairGRAPEPruner,
     FairTaylorPruner,
@@ -286,3 +287,25 @@ def test_what_is_masked_stays_masked(cls: Any) -> None:
     expected = collect(build_plan(zeroed, data[0][0]), data, nn.CrossEntropyLoss(), groups=2, progress=False)
     for state in ("absolute", "weight_square"):
         torch.testing.assert_close(getattr(pruner.statistics, state), getattr(expected, state), rtol=1e-4, atol=1e-9)
+
+
+def test_a_convolution_coupled_with_a_linear_layer() -> None:
+    model = build("layernorm (convnext)")
+    inputs = torch.rand(2, 3, 16, 16)
+    head = next(n for n, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear))
+    config: list[dict[str, Any]] = [{"op_types": ["Conv2d", "Linear"], "exclude_op_names": [head], "sparse_ratio": 0.5}]
+    config = auto_set_denpendency_group_ids(model, config, inputs)
+    by_id: dict[str, set[int]] = {}
+    for entry in config:
+        layer = model.get_submodule(entry["op_names"][0])
+        by_id.setdefault(entry["dependency_group_id"], set()).add(layer.weight.ndim)
+    assert {2, 4} in by_id.values()  # or there is nothing to show
+    pruner = MagnitudePruner(model, config, dummy_input=inputs)
+    _, masks = pruner.compress()
+    gone: dict[str, list[torch.Tensor]] = {}
+    for entry in config:
+        name = entry["op_names"][0]
+        gone.setdefault(entry["dependency_group_id"], []).append(masks[name]["weight"].flatten(1).any(1))
+    for rows in gone.values():
+        assert all(torch.equal(row, rows[0]) for row in rows)
+        assert int(rows[0].sum()) == len(rows[0]) - len(rows[0]) // 2

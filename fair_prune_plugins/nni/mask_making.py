@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
+from nni.compression.base.target_space import PruningTargetSpace
 from nni.compression.pruning.tools import generate_sparsity
 
 from fair_prune_plugins.criteria import Criterion
@@ -85,7 +88,7 @@ def make_masks(metrics: Metrics, spaces: Spaces) -> Metrics:
         logger.warning(NOT_GLOBAL, ", ".join(sorted(set(both))))
     masks: Metrics = defaultdict(dict)
     # NNI selects layers through sets, and its global threshold depends on their order where layers differ in size.
-    generated = generate_sparsity(metrics, dict(sorted(spaces.items())))
+    generated = generate_sparsity(metrics, _of_one_shape(metrics, dict(sorted(spaces.items()))))
     for path, targets in generated.items():
         for name in targets:
             mask = _aligned(generated, spaces, path, name)
@@ -94,6 +97,35 @@ def make_masks(metrics: Metrics, spaces: Spaces) -> Metrics:
         if any(not bool(mask.any()) for mask in masks[path].values()):
             logger.warning(NOTHING_LEFT, path)
     return masks
+
+
+def _of_one_shape(metrics: Metrics, spaces: Spaces) -> dict[str, dict[str, PruningTargetSpace]]:
+    """The targets, with a dependency id for every shape of metrics where one id has several.
+
+    NNI takes the mean of a dependency group's metrics and fails where a convolution is coupled with a linear layer. All
+    have the same numbers here, so each shape by itself gets the same mask.
+    """
+    members: dict[Any, list[tuple[str, str, PruningTargetSpace]]] = defaultdict(list)
+    for path, name, space in scored_targets(spaces):
+        if space.dependency_group_id is not None:
+            members[space.dependency_group_id].append((path, name, space))
+    result = {path: dict(targets) for path, targets in spaces.items()}
+    for identifier, group in members.items():
+        shapes = {tuple(metrics[path][name].shape) for path, name, _ in group}
+        if len(shapes) == 1:
+            continue
+        blocks = math.lcm(*(space.internal_metric_block or 1 for _, _, space in group))
+        ratio = next((space.sparse_ratio for _, _, space in group if space.sparse_ratio is not None), None)
+        for path, name, space in group:
+            twin = copy.copy(space)
+            twin._setting = {
+                **space.setting,
+                "dependency_group_id": f"{identifier}, {tuple(metrics[path][name].shape)}",
+                "internal_metric_block": blocks,
+                "sparse_ratio": ratio if space.sparse_ratio is None else space.sparse_ratio,
+            }
+            result[path][name] = twin
+    return result
 
 
 def _aligned(generated: Metrics, spaces: Spaces, path: str, name: str) -> torch.Tensor:
