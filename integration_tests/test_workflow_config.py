@@ -142,7 +142,8 @@ def test_explained_defaults_are_the_defaults() -> None:
     """Every default that the explanation prints is, read as YAML, what an empty configuration gets."""
     read = parse().model_dump(mode="json")
     for key in keys():
-        inside_a_list = key.name.startswith(("prune.methods.", "finetune.losses."))
+        lists = ("prune.methods.", "finetune.losses.", "postprocess.thresholds.", "postprocess.overrides.")
+        inside_a_list = key.name.startswith(lists)
         if key.default in ("required", "as below") or key.applies or inside_a_list:
             continue
         if key.name == "prune.ratios":  # given, because one of the quantities must be

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fair_prune_plugins.errors import ConfigError
 from fair_prune_plugins.workflow.data_config import FunctionData, NpzData, PartedData, TableData
+from fair_prune_plugins.workflow.postprocess_config import PostprocessConfig
 from fair_prune_plugins.workflow.prune_config import PruneConfig
 from fair_prune_plugins.workflow.sections import Count, Section, near
 from fair_prune_plugins.workflow.sweep.config import SweepConfig
@@ -131,6 +132,10 @@ class RunConfig(Section):
     prune: PruneConfig = Field(description="what is removed, by which criteria")
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig, description="how pruned networks are trained on")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="how people are compared")
+    postprocess: PostprocessConfig = Field(
+        default_factory=PostprocessConfig,
+        description="thresholds and label overrides, tried on every network's answers; nothing unless asked for",
+    )
     export: ExportConfig = Field(default_factory=ExportConfig, description="the ONNX files")
     benchmark: BenchmarkConfig = Field(
         default_factory=BenchmarkConfig, description="how latency is measured in ONNX Runtime"

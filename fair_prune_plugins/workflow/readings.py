@@ -269,9 +269,9 @@ def read_evaluation(data: JsonDict) -> EvaluationReading:
             GroupReading(
                 name=g["name"],
                 n=g["n"],
-                accuracy=_estimate(g["accuracy"]),
-                change=_estimate(g["change"]),
-                excess_gap=_estimate(g["excess_gap"]),
+                accuracy=read_estimate(g["accuracy"]),
+                change=read_estimate(g["change"]),
+                excess_gap=read_estimate(g["excess_gap"]),
                 too_small=g["too_small"],
             )
             for g in data["groups"]
@@ -279,17 +279,17 @@ def read_evaluation(data: JsonDict) -> EvaluationReading:
         return EvaluationReading(
             n=data["n"],
             unknown=data["unknown"],
-            accuracy=_estimate(data["accuracy"]),
-            change=_estimate(against.get("change")),
+            accuracy=read_estimate(data["accuracy"]),
+            change=read_estimate(against.get("change")),
             groups=groups,
             worst_group=worst["name"],
             worst_on_this_data=worst["picked_on_this_data"],
-            worst_accuracy=_estimate(worst["accuracy"]),
-            gap=_estimate(data["gap"]),
-            gap_change=_estimate(against.get("gap_change")),
+            worst_accuracy=read_estimate(worst["accuracy"]),
+            gap=read_estimate(data["gap"]),
+            gap_change=read_estimate(against.get("gap_change")),
             gap_by_chance=data["gap_by_chance"],
-            rho=_estimate(against.get("rho")),
-            max_excess_gap=_estimate(against.get("max_excess_gap")),
+            rho=read_estimate(against.get("rho")),
+            max_excess_gap=read_estimate(against.get("max_excess_gap")),
             confidence=data["confidence"],
             resamples=data["resamples"],
             minimum=data["minimum"],
@@ -318,10 +318,10 @@ def read_latency(data: JsonDict) -> LatencyReading:
     if not data:
         return LatencyReading()
     return LatencyReading(
-        p50=_estimate(data["p50_ms"]),
-        p90=_estimate(data["p90_ms"]),
-        p99=_estimate(data["p99_ms"]),
-        speedup=_estimate(data["speedup"]),
+        p50=read_estimate(data["p50_ms"]),
+        p90=read_estimate(data["p90_ms"]),
+        p99=read_estimate(data["p99_ms"]),
+        speedup=read_estimate(data["speedup"]),
         theoretical=data["theoretical"],
         realised=data["realised_share"],
         fast_layout=data["fast_share"],
@@ -356,8 +356,8 @@ def read_run(results: RunResults) -> RunReading:
     return RunReading(results, tuple(models))
 
 
-def _estimate(data: JsonDict | None) -> Estimate:
-    """Of an accuracy (ends in ``interval``) or of a latency (ends beside the value)."""
+def read_estimate(data: JsonDict | None) -> Estimate:
+    """Read a number of an accuracy (ends in ``interval``) or of a latency (ends beside the value)."""
     if data is None:
         return Estimate()
     ends = (data["interval"] or {}) if "interval" in data else data

@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fair_prune_plugins.workflow import plots
+from fair_prune_plugins.workflow import after, plots
 from fair_prune_plugins.workflow.measured import measured
 from fair_prune_plugins.workflow.readings import Estimate, GroupReading, ModelReading, RunReading, read_run
 from fair_prune_plugins.workflow.results import RunResults
@@ -49,6 +49,8 @@ from fair_prune_plugins.workflow.words import (
 )
 
 JSON_NAME, CSV_NAME, HTML_NAME = "results.json", "results.csv", "report.html"
+AFTER_NAME = "postprocessed.csv"
+"""What thresholds and label overrides made of the models' answers; only where a run was asked for that."""
 PICTURE_NAME = "pareto"
 """Stem of the Pareto picture's files, ``.svg`` and ``.png``: what a README or a slide shows."""
 
@@ -64,6 +66,7 @@ class ReportFiles:
     json: Path
     csv: Path
     pictures: tuple[Path, ...]
+    postprocessed: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ def write(results: RunResults, folder: str | os.PathLike[str]) -> ReportFiles:
     Args:
         results: of the run.
         folder: where to write ``report.html``, ``results.json``, ``results.csv``, ``pareto.svg`` and ``pareto.png``;
-            the pictures only where a model has both a latency and a worst-group accuracy.
+            the pictures only where a model has both a latency and a worst-group accuracy. ``postprocessed.csv`` where
+            the run has thresholds or label overrides.
 
     Raises:
         InputError: an evaluation in the results lacks a field.
@@ -98,7 +102,15 @@ def write(results: RunResults, folder: str | os.PathLike[str]) -> ReportFiles:
     html = _render(run)
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    files = ReportFiles(place / HTML_NAME, place / JSON_NAME, place / CSV_NAME, _write_pictures(run, place))
+    files = ReportFiles(
+        place / HTML_NAME,
+        place / JSON_NAME,
+        place / CSV_NAME,
+        _write_pictures(run, place),
+        place / AFTER_NAME if results.postprocessed else None,
+    )
+    if files.postprocessed is not None:
+        files.postprocessed.write_text(after.to_csv(after.read_after(run)), encoding="utf-8")
     results.write_json(files.json)
     files.csv.write_text(to_csv(run), encoding="utf-8")
     files.html.write_text(html, encoding="utf-8")
@@ -142,6 +154,7 @@ def _render(run: RunReading) -> str:
         full=[_full_row(m, first) for m in run.models],
         methods=_methods(run),
         comparisons=[_comparison_row(c) for c in comparisons(run)],
+        after=after.table(run),
         measured=measured(run),
         machine=_flat(run.results.machine),
     )

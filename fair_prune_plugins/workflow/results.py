@@ -167,6 +167,36 @@ class ModelResult(_Record):
         return self.method is None
 
 
+class Postprocessed(_Record):
+    """What thresholds or label overrides made of one model's answers: chosen on validation people, judged on test.
+
+    Attributes:
+        model: whose answers.
+        name: of the step, e.g. ``"match_labels per group"``.
+        kind: ``"thresholds"`` or ``"override"``.
+        uses_groups: whether the group of a person is needed to decide about that person.
+        by_chance: whether lots are drawn.
+        rule: ``ThresholdRule.as_dict()`` or ``OverridePolicy.as_dict()``.
+        validation: accuracy and worst-group accuracy on the validation people, ``before`` and ``after``.
+        effect: ``Effect.as_dict()`` on the test people: after against before, paired.
+        against_dense: ``Evaluation.as_dict()`` against the dense model; empty for the dense model.
+        overridden: share of the test people overridden, and by group; empty for thresholds.
+        macs: multiply-accumulates for one person on average, the dense model's included where it has to run.
+    """
+
+    model: str
+    name: str
+    kind: str
+    uses_groups: bool
+    by_chance: bool
+    rule: JsonDict
+    validation: JsonDict
+    effect: JsonDict
+    against_dense: JsonDict = Field(default_factory=dict)
+    overridden: JsonDict = Field(default_factory=dict)
+    macs: float
+
+
 class RunResults(_Record):
     """A whole run.
 
@@ -180,6 +210,7 @@ class RunResults(_Record):
         timing: how it was timed (threads, rounds, warm-up, ..., and notes of a noisy run): ``LatencyReport.as_dict()``
             without the models and the machine.
         models: the dense model first, then the pruned ones in the order to show them.
+        postprocessed: what thresholds and label overrides made of their answers, where the run was asked for that.
         versions: package name to version.
         schema_version: of this layout.
     """
@@ -192,6 +223,7 @@ class RunResults(_Record):
     machine: JsonDict = Field(default_factory=dict)
     timing: JsonDict = Field(default_factory=dict)
     models: list[ModelResult]
+    postprocessed: list[Postprocessed] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 

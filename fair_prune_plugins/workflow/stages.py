@@ -38,6 +38,7 @@ from fair_prune_plugins.workflow import (
     methods,
     model_store,
     models,
+    postprocessing,
     pruning,
     report,
     sources,
@@ -47,9 +48,10 @@ from fair_prune_plugins.workflow.amounts import Amount
 from fair_prune_plugins.workflow.config import RunConfig, path_of
 from fair_prune_plugins.workflow.data import Batches, Normalisation, Part, Samples
 from fair_prune_plugins.workflow.data_config import TableData
+from fair_prune_plugins.workflow.postprocess_config import Step
 from fair_prune_plugins.workflow.progress import show_bars
 from fair_prune_plugins.workflow.prune_config import QUANTITIES, MethodConfig
-from fair_prune_plugins.workflow.results import Data, ModelResult, RunResults, Task, Width
+from fair_prune_plugins.workflow.results import Data, ModelResult, Postprocessed, RunResults, Task, Width
 from fair_prune_plugins.workflow.run_folder import Finished, RunFolder, read_json, write_json
 from fair_prune_plugins.workflow.training_config import PLAIN, LossConfig
 
@@ -112,7 +114,9 @@ class _Track:
     pruned: Finished | None = None
     onnx: Finished = field(init=False)
     logits: Finished = field(init=False)
+    validation: Finished = field(init=False)
     evaluation: Finished = field(init=False)
+    postprocessed: list[tuple[Step, Finished]] = field(default_factory=list)
 
 
 def variants(config: RunConfig) -> list[Variant]:
@@ -126,9 +130,13 @@ def variants(config: RunConfig) -> list[Variant]:
 
 
 def stage_count(config: RunConfig) -> int:
-    """How many stages a run has: five of their own, two for each pruned network, three for each ONNX file."""
-    pruned = len(variants(config))
-    return 5 + 2 * pruned + 3 * (1 + pruned)
+    """How many stages a run has: five of their own, two for each pruned network, three for each ONNX file.
+
+    With post-processing, one more for each ONNX file and one for each step that concerns it.
+    """
+    pruned, steps = len(variants(config)), config.postprocess.steps
+    afterwards = 1 + pruned + pruned * len(steps) + sum(s.concerns_dense for s in steps) if steps else 0
+    return 5 + 2 * pruned + 3 * (1 + pruned) + afterwards
 
 
 @dataclass
@@ -167,12 +175,14 @@ class Run:
         worst = self._worst_group(dense)
         tracks = [dense]
         self._file_and_judge(dense, dense, dense, worst)
+        self._postprocess(dense, dense, worst)
         baselines: dict[Amount, _Track] = {}
         for variant in variants(self.config):
             pruned = self._pruned(variant, dense)
             track = _Track(variant.name, variant.folder, self._finetuned(variant, pruned, dense), variant, pruned)
             baseline = baselines.setdefault(variant.amount, track)
             self._file_and_judge(track, dense, baseline, worst)
+            self._postprocess(track, dense, worst)
             tracks.append(track)
         latency = self._latency(tracks)
         written = self._report(tracks, latency, worst)
@@ -196,6 +206,7 @@ class Run:
             raise InputError(
                 NO_GROUP_LARGE_ENOUGH.format(attribute=validation.attribute, minimum=minimum, largest=largest)
             )
+        postprocessing.check(self.config, self._labels(Part.VALIDATION), validation, len(self.samples.classes))
 
     def _describe_data(self, folder: Path) -> None:
         summary = {
@@ -392,13 +403,13 @@ class Run:
 
         return self.folder.stage(f"{track.folder}/onnx", depends, work)
 
-    def _logits(self, track: _Track) -> Finished:
+    def _logits(self, track: _Track, part: Part = Part.TEST) -> Finished:
         def work(folder: Path) -> None:
             predictor = OnnxPredictor(track.onnx.folder / "model.onnx", threads=torch.get_num_threads())
-            people = self._people(Part.TEST, on_cpu=True)
+            people = self._people(part, on_cpu=True)
             np.save(folder / "logits.npy", predict(predictor, people.arrays(), progress=show_bars()))
 
-        return self.folder.stage(f"{track.folder}/test_logits", {"onnx": track.onnx.stamp}, work)
+        return self.folder.stage(f"{track.folder}/{part}_logits", {"onnx": track.onnx.stamp}, work)
 
     def _evaluation(self, track: _Track, dense: _Track, baseline: _Track, worst: Finished) -> Finished:
         config = self.config.evaluation
@@ -431,6 +442,48 @@ class Run:
             write_json(folder / "evaluation.json", found)
 
         return self.folder.stage(f"{track.folder}/evaluation", depends, work)
+
+    def _postprocess(self, track: _Track, dense: _Track, worst: Finished) -> None:
+        """Thresholds and overrides on the answers of the exported file; filled into ``track``."""
+        steps = [s for s in self.config.postprocess.steps if track is not dense or s.concerns_dense]
+        if not self.config.postprocess.steps:
+            return
+        track.validation = self._logits(track, Part.VALIDATION)
+        for step in steps:
+            track.postprocessed.append((step, self._postprocessed(step, track, dense, worst)))
+
+    def _postprocessed(self, step: Step, track: _Track, dense: _Track, worst: Finished) -> Finished:
+        config = self.config.evaluation
+        depends = {
+            "step": step.as_json(),
+            "chosen_on": [track.validation.stamp, dense.validation.stamp],
+            "judged_on": [track.logits.stamp, dense.logits.stamp],
+            "worst": worst.stamp,
+            "evaluation": config.model_dump(mode="json"),
+            "seed": self.config.seed,
+        }
+
+        def answers(part: Part) -> postprocessing.Answers:
+            own, other = (t.logits if part == Part.TEST else t.validation for t in (track, dense))
+            return postprocessing.Answers(
+                self._labels(part), self._groups(part), _read_logits(own), _read_logits(other)
+            )
+
+        def work(folder: Path) -> None:
+            found = postprocessing.carry_out(
+                step,
+                answers(Part.VALIDATION),
+                answers(Part.TEST),
+                worst_group=read_json(worst.folder / "worst_group.json")["worst_group"],
+                evaluation=config,
+                seed=self.config.seed,
+                is_dense=track is dense,
+                output=self.config.data.target,
+            )
+            write_json(folder / "rule.json", found.pop("rule"))
+            write_json(folder / "judged.json", found)
+
+        return self.folder.stage(f"{track.folder}/postprocessed/{step.slug}", depends, work)
 
     def _latency(self, tracks: list[_Track]) -> Finished:
         config = self.config.benchmark
@@ -470,6 +523,8 @@ class Run:
             "methods": [m.model_dump(mode="json") for m in self.config.prune.methods],
             "losses": [loss.model_dump(mode="json") for loss in self.config.finetune.losses],
         }
+        if self.config.postprocess.steps:
+            depends["postprocessed"] = {t.name: [done.stamp for _, done in t.postprocessed] for t in tracks}
 
         def work(folder: Path) -> None:
             report.write(self._results(tracks, latency, worst), folder)
@@ -506,6 +561,7 @@ class Run:
             machine=machine,
             timing=timed,
             models=[self._model_result(t, timings[t.name]) for t in tracks],
+            postprocessed=[self._after(t, tracks[0], *done) for t in tracks for done in t.postprocessed],
             versions={
                 "fair-prune-plugins": __version__,
                 "python": platform.python_version(),
@@ -548,6 +604,18 @@ class Run:
             widths=_widths(done["steps"]),
             seconds=seconds,
             notes=[*notes, *pruning.notes(done["steps"]), *done["notes"]],
+        )
+
+    def _after(self, track: _Track, dense: _Track, step: Step, done: Finished) -> Postprocessed:
+        judged = read_json(done.folder / "judged.json")
+        own, most = (read_json(t.onnx.folder / "export.json")["macs"] for t in (track, dense))
+        return Postprocessed(
+            model=track.name,
+            name=step.title,
+            kind=step.kind,
+            rule=read_json(done.folder / "rule.json"),
+            macs=postprocessing.expected_macs(step, own, most, judged["overridden"].get("share")),
+            **judged,
         )
 
     # --- people ---

@@ -88,6 +88,7 @@ def _together(space: Space, seed: int, members: Sequence[_Member], base: Path) -
     timed = _timed(space, seed, members, samples)
     machine, timings = timed.pop("machine"), {m["name"]: m for m in timed.pop("models")}
     models = [first.results.dense.model_copy(update={"latency": timings[DENSE]})]
+    after = [p for p in first.results.postprocessed if p.model == DENSE]
     plain: dict[Amount, _Member] = {}
     for member in members:
         name = member.setting.name
@@ -97,6 +98,8 @@ def _together(space: Space, seed: int, members: Sequence[_Member], base: Path) -
             changes["against"] = {other.setting.name: _compared(space, seed, member, other, samples)}
         (pruned,) = member.results.pruned
         models.append(ModelResult.model_validate({**pruned.model_dump(), **changes}))
+        own = [p for p in member.results.postprocessed if p.model == pruned.name]
+        after += [p.model_copy(update={"model": name}) for p in own]
     return first.results.model_copy(
         update={
             "name": f"{space.config.name}, seed {seed}",
@@ -104,6 +107,7 @@ def _together(space: Space, seed: int, members: Sequence[_Member], base: Path) -
             "machine": machine,
             "timing": timed,
             "models": models,
+            "postprocessed": after,
         }
     )
 
