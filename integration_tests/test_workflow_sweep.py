@@ -592,8 +592,14 @@ def story(two_trials: tuple[Path, list[dict[str, float]], list[list[float]]]) ->
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
     def start(log: Path) -> subprocess.Popen[bytes]:
-        with log.open("w") as file:
-            return subprocess.Popen(command, cwd=base, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        # Where tests run in the background interrupts may be ignored, and a new process takes that over; what is
+        # handled here is at its default there.
+        ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with log.open("w") as file:
+                return subprocess.Popen(command, cwd=base, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        finally:
+            signal.signal(signal.SIGINT, ours)
 
     def wait_for(process: subprocess.Popen[bytes], what: Callable[[], bool], log: Path) -> None:
         while not what():

@@ -35,6 +35,10 @@ class PerformanceWeightedLoss(TaughtLoss):
     ``theta = 1`` turns the weights off. In multi-label tasks every label has its own weight. The weights are not
     normalised unless asked for, so the loss is smaller than a plain one.
 
+    With ``"corrected"`` labels the people whom the dense model gets wrong have hard labels and large weights, the
+    others soft labels and small ones, so that a poor dense model teaches mostly its own mistakes. Take it where the
+    dense model is good.
+
     Args:
         teacher: the dense model (copied), or a :class:`~fair_prune_plugins.losses.Teacher`, e.g. with a cache.
         theta: the least weight, 0 to 1.
