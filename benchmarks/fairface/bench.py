@@ -303,5 +303,6 @@ class Bench:
 
 
 def widths(model: nn.Module) -> list[int]:
-    """Output channels of all convolutions, in the order of the network."""
-    return [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
+    """Output channels of all convolutions, in the order of the network; without any, outputs of all linear layers."""
+    convolutions = [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return convolutions or [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]

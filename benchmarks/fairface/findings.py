@@ -107,7 +107,7 @@ class Findings:
 
 
 @dataclass
-class _Bench:
+class Comparer:
     """The tables, and how to make contrasts of them."""
 
     study: Study
@@ -146,7 +146,7 @@ def find(study: Study, *, resamples: int = 2000, seed: int = 0) -> Findings:
     hits, people = study.validation
     worst = int(np.argmin(hits.sum(0) / np.maximum(people, 1)))
     resampling = Resampling.draw(len(study.outcomes.codes), len(study.seeds), resamples, seed)
-    bench = _Bench(study, resampling, tables(study.outcomes, resampling, worst))
+    bench = Comparer(study, resampling, tables(study.outcomes, resampling, worst))
     config = study.config
     methods = [m.title for m in config.prune.methods]
     losses = [loss.title for loss in config.finetune.losses]
@@ -156,7 +156,7 @@ def find(study: Study, *, resamples: int = 2000, seed: int = 0) -> Findings:
     def criteria(
         losses: Sequence[str], shares: Sequence[float], measures: Sequence[str] = MEASURES
     ) -> list[Comparison]:
-        return _found(
+        return found(
             bench.compare(
                 m, reference, [(Cell(m, x, q), Cell(reference, x, q)) for x in losses for q in shares], measures
             )
@@ -166,12 +166,12 @@ def find(study: Study, *, resamples: int = 2000, seed: int = 0) -> Findings:
     def by_loss(
         methods: Sequence[str], shares: Sequence[float], measures: Sequence[str] = MEASURES
     ) -> list[Comparison]:
-        return _found(
+        return found(
             bench.compare(x, plain, [(Cell(m, x, q), Cell(m, plain, q)) for m in methods for q in shares], measures)
             for x in losses[1:]
         )
 
-    main = _adjusted([*criteria(losses, shares), *by_loss(methods, shares)])
+    main = adjusted([*criteria(losses, shares), *by_loss(methods, shares)])
     families = {
         "criteria": [
             Family(f"Criteria against {reference}, mean over losses and MACs", tuple(main_of(main, methods)), True)
@@ -200,7 +200,7 @@ def find(study: Study, *, resamples: int = 2000, seed: int = 0) -> Findings:
             for q in shares
         ),
         pairs=_pairs(bench, methods, losses, shares),
-        levels=tuple(_levels(bench)),
+        levels=tuple(levels(bench)),
         whom=(*criteria(losses, shares, per_group), *by_loss(methods, shares, per_group)),
     )
 
@@ -210,32 +210,35 @@ def main_of(comparisons: Sequence[Comparison], names: Sequence[str]) -> list[Com
     return [c for c in comparisons if c.name in names]
 
 
-def _found(comparisons: Iterable[Comparison | None]) -> list[Comparison]:
+def found(comparisons: Iterable[Comparison | None]) -> list[Comparison]:
+    """Those that have networks."""
     return [c for c in comparisons if c is not None]
 
 
-def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    adjusted = holm([c.effects["worst"].p for c in comparisons])
-    return [Comparison(c.name, c.against, c.effects, p) for c, p in zip(comparisons, adjusted, strict=True)]
+def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """With Holm's p for the worst group's accuracy, over all of them together."""
+    values = holm([c.effects["worst"].p for c in comparisons])
+    return [Comparison(c.name, c.against, c.effects, p) for c, p in zip(comparisons, values, strict=True)]
 
 
-def _pairs(bench: _Bench, methods: Sequence[str], losses: Sequence[str], shares: Sequence[float]) -> Family | None:
+def _pairs(bench: Comparer, methods: Sequence[str], losses: Sequence[str], shares: Sequence[float]) -> Family | None:
     if BALANCED not in losses:
         return None
     base = (methods[0], BALANCED)
     name = " + ".join(base)
-    compared = _found(
+    compared = found(
         bench.compare(f"{m} + {x}", name, [(Cell(m, x, q), Cell(*base, q)) for q in shares])
         for m in methods
         for x in losses
         if (m, x) != base
     )
-    return Family(f"Every pair against {name}, mean over MACs", tuple(_adjusted(compared)), True) if compared else None
+    return Family(f"Every pair against {name}, mean over MACs", tuple(adjusted(compared)), True) if compared else None
 
 
-def _levels(bench: _Bench) -> Iterable[Level]:
+def levels(bench: Comparer, measures: Sequence[str] = MEASURES) -> Iterable[Level]:
+    """Every kind of network that is there, with these measures and every group's accuracy."""
     accuracies = [name for name in bench.tables if name.startswith("accuracy ")]
     for k, cell in enumerate(bench.study.cells):
         if bench.study.outcomes.present[:, k].any():
-            names = [*(m for m in MEASURES if m in bench.tables), *accuracies]
+            names = [*(m for m in measures if m in bench.tables), *accuracies]
             yield Level(cell, {name: bench.effect(name, Contrast(((k, None),))) for name in names})

@@ -181,10 +181,10 @@ def _family(family: Family) -> Iterable[str]:
         return
     measures = [m for m in HEADINGS if all(m in c.effects for c in family.comparisons)]
     verdict = ["Holm's p", "shown"] if family.adjusted else []
-    yield _row(["", *(HEADINGS[m] for m in measures), *verdict, "seeds"])
-    yield _row(["---"] * (2 + len(measures) + len(verdict)))
+    yield row(["", *(HEADINGS[m] for m in measures), *verdict, "seeds"])
+    yield row(["---"] * (2 + len(measures) + len(verdict)))
     for comparison in family.comparisons:
-        yield _row(
+        yield row(
             [
                 comparison.name,
                 *(points(comparison.effects[m]) for m in measures),
@@ -209,11 +209,11 @@ def _levels(findings: Findings, share: float) -> Iterable[str]:
         f"convolutions {', '.join(map(str, widths))}."
     )
     yield ""
-    yield _row(["criterion", "loss", "everyone", "worst group", *list(HEADINGS.values())[2:], "seeds"])
-    yield _row(["---"] * (5 + len(HEADINGS) - 2))
+    yield row(["criterion", "loss", "everyone", "worst group", *list(HEADINGS.values())[2:], "seeds"])
+    yield row(["---"] * (5 + len(HEADINGS) - 2))
     for found in findings.levels:
         if found.cell.share == share and found.cell.method:
-            yield _row([found.cell.method, found.cell.loss, *_measured(found), str(found.effects["worst"].seeds)])
+            yield row([found.cell.method, found.cell.loss, *_measured(found), str(found.effects["worst"].seeds)])
     yield ""
 
 
@@ -228,7 +228,7 @@ def _by_group(findings: Findings) -> Iterable[str]:
     dense = by_cell["", "", 1.0]
     shares = [q for q in findings.study.config.prune.macs if (findings.reference, findings.plain, q) in by_cell]
     chosen = findings.whom
-    yield _row(
+    yield row(
         [
             "group",
             "dense",
@@ -236,10 +236,10 @@ def _by_group(findings: Findings) -> Iterable[str]:
             *(f"{c.name} against {c.against}" for c in chosen),
         ]
     )
-    yield _row(["---"] * (2 + len(shares) + len(chosen)))
+    yield row(["---"] * (2 + len(shares) + len(chosen)))
     for name in (n for n in dense.effects if n.startswith("accuracy ")):
         cells = [by_cell[findings.reference, findings.plain, q].effects[name].value for q in shares]
-        yield _row(
+        yield row(
             [
                 name.removeprefix("accuracy "),
                 f"{100 * dense.effects[name].value:.1f} %",
@@ -254,5 +254,5 @@ def _groups(findings: Findings) -> int:
     return sum(name.startswith("accuracy ") for name in findings.levels[0].effects)
 
 
-def _row(cells: Iterable[str]) -> str:
+def row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"

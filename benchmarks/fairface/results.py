@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fairface.bench import COST, LOGITS, PEOPLE, level_name
-from benchmarks.fairface.design import DenseTask, Design, walks
+from benchmarks.fairface.design import DenseTask, Design, WalkTask, walks
 from benchmarks.fairface.effects import IntArray, Outcomes
 from benchmarks.fairface.running import TUNING
 from fair_prune_plugins.errors import InputError
@@ -69,8 +70,18 @@ class Study:
         return self.walks_done == self.walks_planned
 
 
-def read_study(path: Path) -> Study:
+def read_study(
+    path: Path,
+    *,
+    design_type: type[Design] = Design,
+    plan: Callable[[RunConfig, Any], list[WalkTask]] = walks,
+) -> Study:
     """Read a run folder.
+
+    Args:
+        path: the folder.
+        design_type: of the study's design.
+        plan: tells its walks.
 
     Raises:
         InputError: it is none, or nothing is finished.
@@ -81,17 +92,19 @@ def read_study(path: Path) -> Study:
     description = read_json(path / MARKER)
     config = RunConfig.model_validate(description["config"])
     settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description["design"].items()}
-    design = Design(**settings)
+    design = design_type(**settings)
     about = read_json(path / PEOPLE / "people.json")
     with np.load(path / PEOPLE / "people.npz") as arrays:
         people = dict(arrays)
-    planned = walks(config, design)
+    planned = plan(config, design)
     finished = [task for task in planned if (path / task.name / STAMP).is_file()]
     seeds = sorted({t.seed for t in planned if (path / DenseTask(t.seed).name / STAMP).is_file()})
     if not finished:
         raise InputError(NOTHING_YET.format(path=path))
 
-    pairs = [(m.title, loss.title) for loss in config.finetune.losses for m in config.prune.methods]
+    wanted = {(task.method.title, task.loss.title) for task in planned}
+    every = [(m.title, loss.title) for loss in config.finetune.losses for m in config.prune.methods]
+    pairs = [pair for pair in every if pair in wanted]
     cells = [Cell(), *(Cell(m, loss, share) for share in config.prune.macs for m, loss in pairs)]
     right = np.zeros((len(seeds), len(cells), len(people["test_labels"])), dtype=bool)
     present = np.zeros(right.shape[:2], dtype=bool)

@@ -48,7 +48,17 @@ class Done:
     failure: str = ""
 
 
-def run_study(config: RunConfig, design: Design, path: Path, *, base: Path, workers: int = 2, threads: int = 1) -> None:
+def run_study(
+    config: RunConfig,
+    design: Design,
+    path: Path,
+    *,
+    base: Path,
+    workers: int = 2,
+    threads: int = 1,
+    bench_type: type[Bench] = Bench,
+    foreman_type: type[Foreman] | None = None,
+) -> None:
     """Make what is not made yet.
 
     Args:
@@ -58,6 +68,8 @@ def run_study(config: RunConfig, design: Design, path: Path, *, base: Path, work
         base: folder that ``module:function`` is looked up in.
         workers: processes.
         threads: of torch in each of them.
+        bench_type: does the tasks.
+        foreman_type: plans and hands them out; :class:`Foreman` if absent.
 
     Raises:
         StudyFailed: some tasks failed; all others are done.
@@ -66,14 +78,14 @@ def run_study(config: RunConfig, design: Design, path: Path, *, base: Path, work
     description = {"config": config.model_dump(mode="json"), "design": asdict(design), "base": str(base)}
     with RunFolder.open(path, Silent(), description):
         torch.set_num_threads(threads)
-        bench = Bench(config, design, path, base)
+        bench = bench_type(config, design, path, base)
         bench.people()
-        _say(f"{', '.join(f'{size:,} {part}' for part, size in bench.samples.sizes.items())} people; timing ...")
+        say(f"{', '.join(f'{size:,} {part}' for part, size in bench.samples.sizes.items())} people; timing ...")
         bench.cost()  # before the workers start, which would be in its way
         del bench
-        planned = tasks(config, design)
-        with _workers(workers, config, design, path, base, threads) as connections:
-            _Foreman(config, design, path, planned).work(connections)
+        foreman = (foreman_type or Foreman)(config, design, path)
+        with _workers(workers, bench_type, config, design, path, base, threads) as connections:
+            foreman.work(connections)
 
 
 @contextmanager
@@ -98,7 +110,15 @@ def _workers(count: int, *arguments: Any) -> Iterator[list[Connection]]:
                 process.join()
 
 
-def _serve(connection: Connection, config: RunConfig, design: Design, path: Path, base: Path, threads: int) -> None:
+def _serve(
+    connection: Connection,
+    bench_type: type[Bench],
+    config: RunConfig,
+    design: Design,
+    path: Path,
+    base: Path,
+    threads: int,
+) -> None:
     """A worker: do what it is told until the parent is gone."""
     torch.set_num_threads(threads)
     bench: Bench | None = None
@@ -108,7 +128,7 @@ def _serve(connection: Connection, config: RunConfig, design: Design, path: Path
         except (EOFError, KeyboardInterrupt):
             return
         try:
-            bench = bench or Bench(config, design, path, base)
+            bench = bench or bench_type(config, design, path, base)
             start = time.perf_counter()
             finished: Finished = bench.do(task)
             seconds = finished.seconds if finished.reused else time.perf_counter() - start
@@ -124,17 +144,48 @@ def _serve(connection: Connection, config: RunConfig, design: Design, path: Path
 
 
 @dataclass
-class _Foreman:
-    """Who does what next."""
+class Foreman:
+    """Who does what next.
+
+    Args:
+        config: of the study.
+        design: likewise.
+        path: the run folder.
+    """
 
     config: RunConfig
     design: Design
     path: Path
-    pending: list[Task]
+    pending: list[Task] = field(init=False)
     done: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {"dense": [], "walk": []})
+    seconds: dict[tuple[str, ...], list[float]] = field(default_factory=dict)
     step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        self.pending = self.planned()
+
+    def planned(self) -> list[Task]:
+        """All tasks, in the order to do them."""
+        return tasks(self.config, self.design)
+
+    def kind(self, task: Task) -> tuple[str, ...]:
+        """Tasks of one kind take about as long; of kinds not done yet, those that begin alike tell."""
+        return ("dense",) if isinstance(task, DenseTask) else ("walk",)
+
+    def choose(self) -> None:
+        """After every task: choose what can be chosen by now."""
+        candidates = tuning(self.config, self.design)
+        if self.step_size is None and candidates and self.done.issuperset(c.name for c in candidates):
+            self.step_size = choose_step_size(self.config, candidates, self.path)
+            say(f"step size of {EXCESS_GAP}, chosen on validation people: {self.step_size:g}")
+
+    def resolved(self, task: Task) -> Task:
+        """A task with what was chosen for it."""
+        if isinstance(task, WalkTask) and is_untuned(task.loss):
+            options = {**task.loss.options, STEP_SIZE: self.step_size}
+            return replace(task, loss=task.loss.model_copy(update={"options": options}))
+        return task
 
     def work(self, connections: list[Connection]) -> None:
         total, busy = len(self.pending), dict[Connection, Task]()
@@ -143,7 +194,7 @@ class _Foreman:
             for connection in connections:
                 task = None if connection in busy else self._next()
                 if task is not None:
-                    connection.send(self._resolved(task))
+                    connection.send(self.resolved(task))
                     busy[connection] = task
             if not busy:
                 break  # what is left waits for what failed
@@ -159,7 +210,7 @@ class _Foreman:
                 left = self._left([*self.pending, *busy.values()], len(connections))
                 what = "FAILED" if report.failure else "kept" if report.reused else f"{report.seconds:.0f} s"
                 elapsed = (time.perf_counter() - start) / 60
-                _say(f"[{count:>{len(str(total))}}/{total}] {task.name}: {what}; {elapsed:.0f} min so far, {left} left")
+                say(f"[{count:>{len(str(total))}}/{total}] {task.name}: {what}; {elapsed:.0f} min so far, {left} left")
         if self.failed:
             first = next(iter(self.failed.values()))
             raise StudyFailed(f"{len(self.failed)} tasks failed ({', '.join(self.failed)}); the first:\n{first}")
@@ -176,25 +227,23 @@ class _Foreman:
             self.failed[task.name] = report.failure
             return
         self.done.add(task.name)
-        self.seconds["dense" if isinstance(task, DenseTask) else "walk"].append(report.seconds)
-        candidates = tuning(self.config, self.design)
-        if self.step_size is None and candidates and self.done.issuperset(c.name for c in candidates):
-            self.step_size = choose_step_size(self.config, candidates, self.path)
-            _say(f"step size of {EXCESS_GAP}, chosen on validation people: {self.step_size:g}")
-
-    def _resolved(self, task: Task) -> Task:
-        """With the chosen step size, where one is asked for."""
-        if isinstance(task, WalkTask) and is_untuned(task.loss):
-            options = {**task.loss.options, STEP_SIZE: self.step_size}
-            return replace(task, loss=task.loss.model_copy(update={"options": options}))
-        return task
+        self.seconds.setdefault(self.kind(task), []).append(report.seconds)
+        self.choose()
 
     def _left(self, left: Sequence[Task], workers: int) -> str:
-        kinds = ["dense" if isinstance(task, DenseTask) else "walk" for task in left]
-        if any(not self.seconds[kind] for kind in kinds):
+        expected = [self._expected(self.kind(task)) for task in left]
+        if not all(expected):
             return "time unknown"
-        minutes = sum(float(np.mean(self.seconds[kind])) for kind in kinds) / workers / 60
+        minutes = sum(seconds for seconds in expected if seconds) / workers / 60
         return f"about {minutes:.0f} min" if minutes < 120 else f"about {minutes / 60:.1f} h"
+
+    def _expected(self, kind: tuple[str, ...]) -> float | None:
+        """Seconds for a task of a kind, as long as those most like it took."""
+        for length in range(len(kind), 0, -1):
+            alike = [s for known, taken in self.seconds.items() if known[:length] == kind[:length] for s in taken]
+            if alike:
+                return float(np.mean(alike))
+        return None
 
 
 def choose_step_size(config: RunConfig, candidates: Sequence[WalkTask], path: Path) -> float:
@@ -222,5 +271,6 @@ def choose_step_size(config: RunConfig, candidates: Sequence[WalkTask], path: Pa
     return chosen
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line of the progress log."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

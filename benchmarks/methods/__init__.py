@@ -1,0 +1,1 @@
+"""Every method beside plain Taylor: the face study's machinery with other networks, people and questions."""
