@@ -8,6 +8,7 @@ import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -219,6 +220,24 @@ def test_pictures_can_be_drawn_with_hard_numbers(kind: plots.Format, theme: plot
     panels = [plots.Panel("p", "m", bars)] * 4
     assert plots.group_bars(panels, ["m"], minimum=30, format=kind, theme=theme)
     assert plots.change_plot(panels, ["m"], minimum=30, format=kind, theme=theme)
+
+
+@pytest.mark.parametrize("title", ["taylor", "magnitude, finetune.learning_rate 0.001", "fairgrape, " * 6])
+def test_legends_stay_inside_of_the_picture(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    extents = []
+
+    def kept(figure: Any, _format: plots.Format) -> bytes:
+        figure.canvas.draw()
+        extents.append((figure.legends[0].get_window_extent(), figure.bbox))
+        return b""
+
+    monkeypatch.setattr(plots, "_bytes", kept)
+    methods = [f"{title} {i}" for i in range(4)]
+    points = [plots.Point("50 %", m, Estimate(0.1 + i), Estimate(0.5), False) for i, m in enumerate(methods)]
+    plots.pareto_plot(points, methods, accuracy_title="a")
+    legend, picture = extents[0]
+    assert picture.x0 <= legend.x0
+    assert legend.x1 <= picture.x1
 
 
 def test_pictures_without_anything_to_draw_say_so() -> None:

@@ -415,8 +415,10 @@ def _reach(panels: Sequence[Panel]) -> tuple[float, float]:
 
 
 def _legend(figure: Any, handles: Sequence[Any]) -> None:
-    letters = sum(len(handle.get_label()) + 6 for handle in handles)
-    columns = len(handles) if letters <= 12 * figure.get_figwidth() else 3
+    letters = [len(handle.get_label()) + 6 for handle in handles]
+    room = 12 * figure.get_figwidth()
+    # Columns are as wide as their longest label: beside one another only as far as the longest of all fits.
+    columns = len(handles) if sum(letters) <= room else min(3, max(int(room // max(letters)), 1))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5)
 
 
