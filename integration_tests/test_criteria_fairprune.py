@@ -26,7 +26,8 @@ from fair_prune_plugins.statistics import fisher as fisher_module
 from fair_prune_plugins.statistics.elementwise import NO_GRADIENT
 from fair_prune_plugins.statistics.fisher import NOT_BY_PERSON
 from integration_tests.gate_oracles import counted_weights, lost_entries
-from integration_tests.networks import CLASSES, NETWORKS, build, heads_of
+from integration_tests.grouped_people import NAMES, Batch, batches, people, per_sample, planned
+from integration_tests.networks import CLASSES, NETWORKS, build
 from integration_tests.pruning_oracles import (
     Snapshot,
     Tap,
@@ -38,37 +39,8 @@ from integration_tests.pruning_oracles import (
     unit_statistics,
 )
 
-NAMES = ("female", "male", "other")
-Batch = dict[str, Any]
 
-
-def people(samples: int = 14, dtype: torch.dtype = torch.float64) -> Batch:
-    """Images of people in groups of different sizes; every seventh person's group is unknown."""
-    generator = torch.Generator().manual_seed(3)
-    return {
-        "x": torch.randn(samples, 3, 16, 16, generator=generator, dtype=dtype),
-        "y": torch.randint(0, CLASSES, (samples,), generator=generator),
-        "group": [None if n % 7 == 6 else NAMES[n % 5 % 3] for n in range(samples)],
-    }
-
-
-def batches(data: Batch, size: int) -> list[Batch]:
-    parts = [range(i, min(i + size, len(data["y"]))) for i in range(0, len(data["y"]), size)]
-    return [{k: v[[*p]] if isinstance(v, torch.Tensor) else [v[i] for i in p] for k, v in data.items()} for p in parts]
-
-
-def person_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    if outputs.ndim == 4:
-        return outputs.square().mean((1, 2, 3)) + outputs[:, 0, 3, 4]
-    return F.cross_entropy(outputs, targets, reduction="none")
-
-
-def planned(name: str, dtype: torch.dtype = torch.float64) -> GatePlan:
-    model = build(name).to(dtype)
-    return build_plan(model, torch.zeros(1, 3, 16, 16), num_heads=heads_of(model), prune_num_heads=True)
-
-
-def measured(plan: GatePlan, loader: Any, loss: Any = person_loss, **options: Any) -> GateStatistics:
+def measured(plan: GatePlan, loader: Any, loss: Any = per_sample, **options: Any) -> GateStatistics:
     return collect_fisher(plan, loader, loss, **{"groups": "group", "progress": False, **options})
 
 
@@ -82,7 +54,7 @@ def squares_by_person(model: nn.Module, data: Batch) -> torch.Tensor:
     weights = [model.get_parameter(n) for n in counted_weights(model)]
     rows = []
     for n in range(len(data["y"])):
-        loss = person_loss(model(data["x"][n : n + 1]), data["y"][n : n + 1]).sum()
+        loss = per_sample(model(data["x"][n : n + 1]), data["y"][n : n + 1]).sum()
         found = torch.autograd.grad(loss, weights)
         rows.append(torch.cat([(w.detach() * g).square().flatten() for w, g in zip(weights, found, strict=True)]))
     return torch.stack(rows)
@@ -102,7 +74,7 @@ def test_fisher_information_is_that_of_one_backward_pass_per_person(
 ) -> None:
     if not together:
         monkeypatch.setattr(torch.func, "vmap", None)  # as with models that it cannot run
-    plan, data = planned(name), people()
+    plan, data = planned(name), people(14)
     found = measured(plan, batches(data, 5))
     expected = squares_by_person(plan.model, data)
     assert found.names == NAMES
@@ -132,7 +104,7 @@ def test_people_are_differentiated_together(name: str, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("at_a_time", [1, 10_000, 2**25])
 def test_neither_batches_nor_chunks_matter(at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, data = planned("residual"), people()
+    plan, data = planned("residual"), people(14)
     whole = fisher(measured(plan, [data]))
     monkeypatch.setattr(fisher_module, "AT_A_TIME", at_a_time)
     monkeypatch.setattr(fisher_module, "TOO_FEW", 1)
@@ -144,7 +116,7 @@ def test_neither_batches_nor_chunks_matter(at_a_time: int, monkeypatch: pytest.M
     "loss", [F.cross_entropy, nn.CrossEntropyLoss(reduction="sum"), nn.CrossEntropyLoss(reduction="none")]
 )
 def test_losses_of_any_reduction(loss: Any) -> None:
-    plan, data = planned("plain"), people()
+    plan, data = planned("plain"), people(14)
     torch.testing.assert_close(fisher(measured(plan, batches(data, 4), loss)), fisher(measured(plan, [data])))
 
 
@@ -162,7 +134,7 @@ def test_the_batchs_own_gradient_is_something_else() -> None:
     """Squares of sums over people are what a ``.grad`` would give; they rank units otherwise."""
     plan, data = planned("plain"), people(30)
     by_person = fisher(measured(plan, [data]))[:-1]
-    of_batch = collect_elementwise(plan, [data], person_loss, groups="group", progress=False).elementwise
+    of_batch = collect_elementwise(plan, [data], per_sample, groups="group", progress=False).elementwise
     assert of_batch is not None
     first, size = measured(plan, [data]).columns["body.2.0"]
     part = slice(first, first + size)
@@ -170,7 +142,7 @@ def test_the_batchs_own_gradient_is_something_else() -> None:
     # With one person per group they are the same.
     alone = {k: v[:3] for k, v in data.items()}
     assert sorted(alone["group"]) == sorted(NAMES)
-    once = collect_elementwise(plan, [alone], person_loss, groups="group", progress=False).elementwise
+    once = collect_elementwise(plan, [alone], per_sample, groups="group", progress=False).elementwise
     torch.testing.assert_close(fisher(measured(plan, [alone]))[:-1], once, rtol=1e-9, atol=0)
 
 
@@ -209,7 +181,7 @@ def test_structured_inputs_and_outputs() -> None:
     torch.testing.assert_close(fisher(measured(plan, loader, output="logits")), expected, rtol=1e-9, atol=0)
 
     def loss(outputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
-        return person_loss(outputs["logits"], targets)
+        return per_sample(outputs["logits"], targets)
 
     torch.testing.assert_close(fisher(measured(plan, loader, loss)), expected, rtol=1e-9, atol=0)
 
@@ -252,7 +224,7 @@ def test_what_has_no_gradients_of_single_people_is_refused() -> None:
     plan, data = planned("plain"), people(6)
     aside = torch.ones(CLASSES, dtype=torch.float64, requires_grad=True)
     with pytest.raises(InputError) as raised:
-        measured(plan, [data], lambda outputs, targets: person_loss(outputs.detach() * aside, targets))
+        measured(plan, [data], lambda outputs, targets: per_sample(outputs.detach() * aside, targets))
     assert str(raised.value) == NO_GRADIENT
     with pytest.raises(InputError, match="gradients are not finite on batch 0, first at body"):
         measured(plan, [data], lambda outputs, targets: (outputs - outputs.detach()).sum(1).abs().sqrt())
@@ -268,12 +240,12 @@ def test_what_has_no_gradients_of_single_people_is_refused() -> None:
 
     turned = Turned()
     with pytest.raises(InputError) as raised:
-        measured(build_plan(turned, data["x"]), [data], lambda outputs, targets: person_loss(outputs[1].T, targets))
+        measured(build_plan(turned, data["x"]), [data], lambda outputs, targets: per_sample(outputs[1].T, targets))
     assert str(raised.value) == NOT_BY_PERSON.format(shape=(CLASSES, 6), people=6)
 
 
 def test_it_adds_up_and_is_kept(tmp_path: Path) -> None:
-    plan, data = planned("plain"), people()
+    plan, data = planned("plain"), people(14)
     whole = measured(plan, [data])
     parts = [measured(plan, [part]) for part in batches(data, 5)]
     added = parts[0].merged(parts[1]).merged(parts[2])
@@ -285,7 +257,7 @@ def test_it_adds_up_and_is_kept(tmp_path: Path) -> None:
     turned = whole.rearranged(("other", "new", "female", "male"))
     assert torch.equal(fisher(turned)[[2, 3, 0, 4]], fisher(whole))
     assert not fisher(turned)[1].any()
-    gates = collect(plan, [data], person_loss, groups="group", progress=False)
+    gates = collect(plan, [data], per_sample, groups="group", progress=False)
     assert gates.gates
     with pytest.raises(InputError, match="one of these statistics has the states of gates"):
         whole.merged(gates)
@@ -363,7 +335,7 @@ def test_auto_is_one_group_for_the_whole_model() -> None:
 def test_the_weights_form_is_the_papers_sum_over_weights() -> None:
     plan, data = planned("residual"), people(14)
     importance = fpt.FairPruneImportance(statistic="elementwise", unprivileged="other", beta=0.5)
-    importance.collect(plan.model, batches(data, 5), person_loss, groups="group", progress=False)
+    importance.collect(plan.model, batches(data, 5), per_sample, groups="group", progress=False)
     assert importance.plan is not None
     squares = squares_by_person(plan.model, data)
     h = torch.stack([squares[rows_of(data, n)].mean(0) for n in NAMES])

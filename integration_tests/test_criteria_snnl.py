@@ -24,7 +24,8 @@ from fair_prune_plugins.statistics import GateStatistics, collect, collect_fishe
 from fair_prune_plugins.statistics import snnl as snnl_module
 from fair_prune_plugins.statistics.snnl import NOBODY_COMPARED
 from fair_prune_plugins.statistics.units import BAD_TEMPERATURE
-from integration_tests.networks import NETWORKS, build, heads_of
+from integration_tests.grouped_people import planned
+from integration_tests.networks import NETWORKS, build
 from integration_tests.pruning_oracles import Snapshot, faces, host_pruner, removed_roots, sample_loss, unit_statistics
 
 Batch = dict[str, Any]
@@ -63,11 +64,6 @@ def read_by(model: nn.Module, path: str, x: torch.Tensor) -> torch.Tensor:
         model(x)
     hook.remove()
     return seen[0]
-
-
-def planned(name: str, dtype: torch.dtype = torch.float64) -> GatePlan:
-    model = build(name).to(dtype).eval()
-    return build_plan(model, torch.zeros(1, 3, 16, 16), num_heads=heads_of(model), prune_num_heads=True)
 
 
 def measured(plan: GatePlan, loader: Any, **options: Any) -> GateStatistics:

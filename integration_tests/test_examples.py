@@ -10,33 +10,26 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_drop_in_runs() -> None:
+def _output_of(example: str) -> str:
+    """What an example prints, run as a user runs it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "drop_in.py")],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    command = [sys.executable, str(ROOT / "examples" / example)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    dense, pruned = (float(line.rsplit(" ", 1)[1]) for line in done.stdout.splitlines() if "test accuracy" in line)
+    return done.stdout
+
+
+def test_the_drop_in_runs() -> None:
+    output = _output_of("drop_in.py")
+    dense, pruned = (float(line.rsplit(" ", 1)[1]) for line in output.splitlines() if "test accuracy" in line)
     assert dense > 0.85
     assert pruned > 0.85
-    assert "3 groups by group over" in done.stdout
+    assert "3 groups by group over" in output
 
 
 def test_the_nni_pipeline_runs() -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "nni_pipeline.py")],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if "test accuracy" in line]
+    output = _output_of("nni_pipeline.py")
+    lines = [line for line in output.splitlines() if "test accuracy" in line]
     parameters = [int(line.split(": ")[1].split(" ")[0]) for line in lines]
     dense, pruned, tuned = (float(line.rsplit(" ", 1)[1]) for line in lines)
     assert parameters[1] == parameters[2] < 0.3 * parameters[0]

@@ -16,15 +16,11 @@ from fair_prune_plugins.groups import SMALL_GROUP, GroupLabels
 from fair_prune_plugins.postprocessing.cuts import Cuts
 from fair_prune_plugins.postprocessing.equal_rates import gaps, narrowest, rates
 from fair_prune_plugins.postprocessing.rules import Cut, OutputCuts, ThresholdRule, output_names
-from fair_prune_plugins.postprocessing.scores import BoolArray, IntArray, check_rows, checked_labels, scores, task_of
+from fair_prune_plugins.postprocessing.scores import BoolArray, IntArray, check_rows, scores, thresholdable
 
 Objective = Literal["match_labels", "match_dense", "equal_opportunity", "equalized_odds", "worst_group"]
 
 BAD_OBJECTIVE = "objective must be one of {allowed}, got {got!r}"
-NO_THRESHOLD = (
-    "thresholds decide between two answers; this task has {classes} classes. Use label overrides, or a binary or "
-    "multi-label model"
-)
 DENSE_NEEDED = "the objective match_dense needs dense_logits=, the dense model's logits for the same people"
 BUDGET_RANGE = "budget is the share of people who may be decided wrongly in addition, from 0 up to 1; got {budget}"
 TOO_FEW_GROUPS = (
@@ -85,12 +81,7 @@ def choose_thresholds(
         raise InputError(BAD_OBJECTIVE.format(allowed=list(get_args(Objective)), got=objective))
     if not 0 <= budget < 1:
         raise InputError(BUDGET_RANGE.format(budget=budget))
-    task = task_of(labels, logits)
-    if task == "multiclass":
-        raise InputError(NO_THRESHOLD.format(classes=np.shape(logits)[1]))
-    score = scores(logits, task)
-    truth = checked_labels(labels, task, score.shape[1])
-    check_rows(groups, labels=truth, logits=score)
+    task, score, truth = thresholdable(labels, logits, groups)
     wanted = truth
     if objective == "match_dense":
         if dense_logits is None:

@@ -18,13 +18,12 @@ from fair_prune_plugins.errors import InputError, MissingDependencyError
 from fair_prune_plugins.groups import SMALL_GROUP, GroupLabels
 from fair_prune_plugins.postprocessing.choosing import (
     BOTH_LABELS,
-    NO_THRESHOLD,
     OWN_CUT,
     TOO_FEW_GROUPS,
     comparable,
 )
 from fair_prune_plugins.postprocessing.rules import Cut, OutputCuts, ThresholdRule, output_names
-from fair_prune_plugins.postprocessing.scores import FloatArray, IntArray, check_rows, checked_labels, scores, task_of
+from fair_prune_plugins.postprocessing.scores import FloatArray, IntArray, thresholdable
 
 Constraint = Literal["demographic_parity", "equalized_odds", "true_positive_rate_parity", "false_positive_rate_parity"]
 Goal = Literal["accuracy_score", "balanced_accuracy_score"]
@@ -69,12 +68,7 @@ def choose_with_fairlearn(
     allowed = get_args(Constraint)
     if constraint not in allowed:
         raise InputError(f"constraint must be one of {list(allowed)}, got {constraint!r}")
-    task = task_of(labels, logits)
-    if task == "multiclass":
-        raise InputError(NO_THRESHOLD.format(classes=np.shape(logits)[1]))
-    score = scores(logits, task)
-    truth = checked_labels(labels, task, score.shape[1])
-    check_rows(groups, labels=truth, logits=score)
+    task, score, truth = thresholdable(labels, logits, groups)
     outputs, notes = [], []
     for i, name in enumerate(output_names(names, score.shape[1])):
         able = comparable(truth[:, i], groups, minimum, both_labels=True)

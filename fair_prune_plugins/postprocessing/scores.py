@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fair_prune_plugins.errors import InputError
+from fair_prune_plugins.evaluation.outcomes import LENGTHS, NOT_GROUPS
 from fair_prune_plugins.groups import GroupLabels
 
 Task = Literal["binary", "multilabel", "multiclass"]
@@ -26,8 +27,10 @@ NOT_FINITE = "{what} is NaN or infinite for {count} of {n} people, first in row 
 NO_PEOPLE = "{what} has no rows: there is nobody to choose on or to decide about"
 LABELS_SHAPE = "labels of a {task} task must have shape {expected}, got {shape}"
 LABELS_VALUES = "labels of a {task} task must be whole numbers from 0 to {last}, got {low} to {high} ({dtype})"
-LENGTHS = "labels, logits and groups must describe the same people: {lengths} rows"
-NOT_GROUPS = "groups must be GroupLabels, got {got}; make them with GroupLabels.from_columns({{'gender': values}})"
+NO_THRESHOLD = (
+    "thresholds decide between two answers; this task has {classes} classes. Use label overrides, or a binary or "
+    "multi-label model"
+)
 
 _SHAPES: dict[Task, str] = {
     "binary": "[people], [people, 1] or [people, 2]",
@@ -138,6 +141,23 @@ def check_rows(groups: GroupLabels | None = None, **arrays: npt.NDArray[np.gener
         lengths["groups"] = len(groups)
     if len(set(lengths.values())) > 1:
         raise InputError(LENGTHS.format(lengths=lengths))
+
+
+def thresholdable(
+    labels: npt.ArrayLike, logits: npt.ArrayLike, groups: GroupLabels
+) -> tuple[Task, FloatArray, IntArray]:
+    """The task, scores and labels of people whom thresholds are chosen on, both ``[N, outputs]``.
+
+    Raises:
+        InputError: unusable inputs, or more than two classes.
+    """
+    task = task_of(labels, logits)
+    if task == "multiclass":
+        raise InputError(NO_THRESHOLD.format(classes=np.shape(logits)[1]))
+    score = scores(logits, task)
+    truth = checked_labels(labels, task, score.shape[1])
+    check_rows(groups, labels=truth, logits=score)
+    return task, score, truth
 
 
 def as_labels(decisions: IntArray, task: Task) -> IntArray:

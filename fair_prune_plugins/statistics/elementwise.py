@@ -11,7 +11,6 @@ Samples are held back until a batch of one group is full; each is then computed 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,14 +20,12 @@ from tqdm.auto import tqdm
 from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.gates.plan import GatePlan
 from fair_prune_plugins.gates.unit_weights import WeightPart, weight_parts
-from fair_prune_plugins.groups import UNKNOWN
 from fair_prune_plugins.picking import Source
 from fair_prune_plugins.statistics.batches import AUTO, BatchReader, BatchSource
-from fair_prune_plugins.statistics.checksum import model_checksum
 from fair_prune_plugins.statistics.regrouping import HeldBack, PureBatch
 from fair_prune_plugins.statistics.sample_losses import LossFn, Reduction, SampleLosses
 from fair_prune_plugins.statistics.store import GateStatistics, first_not_finite
-from fair_prune_plugins.statistics.walking import Groups, Walk
+from fair_prune_plugins.statistics.walking import Groups, Seen, Walk
 
 HALF = (torch.float16, torch.bfloat16)
 """Gradients of these types are summed in single precision."""
@@ -110,12 +107,12 @@ def collect_elementwise(
             loss = losses.total(outputs, walk.targets(loss_targets), sample_weights, batch.samples, number)
             sums.add(batch.code, loss)
 
-    held, seen = HeldBack(), _Seen()
+    held, seen = HeldBack(), Seen()
     with walk.frozen():
         for parameter in sums.parameters:
             parameter.requires_grad_(True)
         for people in walk.people("weight gradients", progress=progress):
-            seen.add(people.codes, people.weights)
+            seen.add(people)
             for pure in held.add((people.inputs, people.targets, people.given_weights), people.codes):
                 computed(pure)
         _check_everybody(seen, walk)
@@ -128,7 +125,7 @@ def collect_elementwise(
             if not torch.isfinite(importance[row]).all():
                 name = first_not_finite(sums.columns, importance[row])
                 raise InputError(NOT_FINITE.format(group=walk.names[row], name=name))
-    return _finished(plan, sums, seen, walk, importance)
+    return walk.without_gates(sums.columns, seen, elementwise=importance)
 
 
 def parts_by_weight(
@@ -197,47 +194,9 @@ class _GradientSums:
         return result / weight**2
 
 
-class _Seen:
-    """Who was seen: people and their weight by group code; :data:`UNKNOWN` is the code of those in no known group."""
-
-    def __init__(self) -> None:
-        self.count: dict[int, int] = {UNKNOWN: 0}
-        self.weight: dict[int, float] = {UNKNOWN: 0.0}
-
-    def add(self, codes: torch.Tensor, weights: torch.Tensor) -> None:
-        for code in codes.unique().tolist():
-            mine = codes == code
-            self.count[code] = self.count.get(code, 0) + int(mine.sum())
-            self.weight[code] = self.weight.get(code, 0.0) + float(weights[mine].sum())
-
-
-def _check_everybody(seen: _Seen, walk: Walk) -> None:
+def _check_everybody(seen: Seen, walk: Walk) -> None:
     """Every group needs people: a mean over nobody has no gradient."""
-    everybody = sum(seen.count.values())
-    walk.check_somebody(everybody, everybody - seen.count[UNKNOWN])
+    walk.check_somebody(seen.everybody, seen.of_known_groups)
     nobody = [name for name, code in zip(walk.names, walk.order, strict=True) if seen.weight.get(code, 0.0) <= 0]
     if nobody:
         raise InputError(NOBODY.format(groups=", ".join(nobody)))
-
-
-def _finished(plan: GatePlan, sums: _GradientSums, seen: _Seen, walk: Walk, importance: torch.Tensor) -> GateStatistics:
-    squares = plan.weight_square()
-    rows = [*walk.order, UNKNOWN]
-    unmeasured = torch.full((len(rows), sums.width), math.nan, dtype=torch.float64)
-    statistics = GateStatistics(
-        walk.attribute,
-        walk.names,
-        dict(sums.columns),
-        torch.tensor([seen.count[code] for code in rows], dtype=torch.int64),
-        torch.tensor([seen.weight[code] for code in rows], dtype=torch.float64),
-        unmeasured,
-        unmeasured.clone(),
-        unmeasured.clone(),
-        torch.cat([squares[name] for name in sums.columns]),
-        model_checksum(plan.model),
-        walk.notes,
-        importance,
-        gates=False,
-    )
-    walk.say_small_groups(statistics)
-    return statistics

@@ -9,7 +9,6 @@ differentiated once per batch, and from there on the model person by person, man
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,11 +22,10 @@ from fair_prune_plugins.gates.plan import GatePlan
 from fair_prune_plugins.groups import UNKNOWN
 from fair_prune_plugins.picking import Source
 from fair_prune_plugins.statistics.batches import AUTO, BatchReader, BatchSource, Leaves
-from fair_prune_plugins.statistics.checksum import model_checksum
 from fair_prune_plugins.statistics.elementwise import HALF, NO_GRADIENT, parts_by_weight
 from fair_prune_plugins.statistics.sample_losses import LossFn, Reduction, SampleLosses
 from fair_prune_plugins.statistics.store import GateStatistics, first_not_finite
-from fair_prune_plugins.statistics.walking import Groups, People, Walk
+from fair_prune_plugins.statistics.walking import Groups, People, Seen, Walk
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +91,7 @@ def collect_fisher(
     """
     walk = Walk(plan, loader, BatchReader(inputs, targets, weights), groups, output)
     losses = SampleLosses(loss_fn, reduction)
-    totals = _Totals(plan, include_consumers)
+    totals, seen = _Totals(plan, include_consumers), Seen()
     gradients = _PersonalGradients(plan, walk, totals.names)
     with walk.frozen():
         for parameter in gradients.parameters.values():
@@ -102,11 +100,13 @@ def collect_fisher(
             with torch.inference_mode(False):
                 for rows, found in gradients.of(people, losses):
                     totals.add(people.codes[rows], people.weights[rows], found)
-            totals.count(people)
+            totals.close(people.batch)
+            seen.add(people)
     if not allow_empty:
-        everybody = sum(totals.people.values())
-        walk.check_somebody(everybody, everybody - totals.people.get(UNKNOWN, 0))
-    return _finished(plan, totals, walk)
+        walk.check_somebody(seen.everybody, seen.of_known_groups)
+    nothing = torch.zeros(totals.width, dtype=torch.float64)
+    sums = [totals.sums.get(code, nothing) for code in (*walk.order, UNKNOWN)]
+    return walk.without_gates(totals.columns, seen, fisher=torch.stack(sums))
 
 
 class _PersonalGradients:
@@ -224,8 +224,6 @@ class _Totals:
         self.width = sum(size for _, size in self.columns.values())
         self._weights = {name: plan.model.get_parameter(name) for name in self._parts}
         self._squares: dict[int, dict[str, torch.Tensor]] = {}
-        self.people: dict[int, int] = {}
-        self.weight: dict[int, float] = {}
         self.sums: dict[int, torch.Tensor] = {}
 
     @property
@@ -247,12 +245,8 @@ class _Totals:
                     squares[name] = torch.zeros_like(own)
                 squares[name].addcmul_(own, own, value=1 / weight)
 
-    def count(self, people: People) -> None:
-        """Take in a batch: who they were, and what was added of them, as double precision sums over units."""
-        for code in people.codes.unique().tolist():
-            mine = people.codes == code
-            self.people[code] = self.people.get(code, 0) + int(mine.sum())
-            self.weight[code] = self.weight.get(code, 0.0) + float(people.weights[mine].sum())
+    def close(self, batch: int) -> None:
+        """Take what was added of a batch into the double precision sums over units."""
         for code, squares in self._squares.items():
             total = self.sums.setdefault(code, torch.zeros(self.width, dtype=torch.float64))
             for name, square in squares.items():
@@ -262,28 +256,4 @@ class _Totals:
                     total[first : first + size] += part.unit_sums(square)
                 square.zero_()
             if not torch.isfinite(total).all():
-                raise InputError(NOT_FINITE.format(batch=people.batch, name=first_not_finite(self.columns, total)))
-
-
-def _finished(plan: GatePlan, totals: _Totals, walk: Walk) -> GateStatistics:
-    squares = plan.weight_square()
-    rows = [*walk.order, UNKNOWN]
-    nothing = torch.zeros(totals.width, dtype=torch.float64)
-    unmeasured = torch.full((len(rows), totals.width), math.nan, dtype=torch.float64)
-    statistics = GateStatistics(
-        walk.attribute,
-        walk.names,
-        dict(totals.columns),
-        torch.tensor([totals.people.get(code, 0) for code in rows], dtype=torch.int64),
-        torch.tensor([totals.weight.get(code, 0.0) for code in rows], dtype=torch.float64),
-        unmeasured,
-        unmeasured.clone(),
-        unmeasured.clone(),
-        torch.cat([squares[name] for name in totals.columns]),
-        model_checksum(plan.model),
-        walk.notes,
-        gates=False,
-        fisher=torch.stack([totals.sums.get(code, nothing) for code in rows]),
-    )
-    walk.say_small_groups(statistics)
-    return statistics
+                raise InputError(NOT_FINITE.format(batch=batch, name=first_not_finite(self.columns, total)))

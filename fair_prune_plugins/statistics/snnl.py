@@ -33,10 +33,9 @@ from fair_prune_plugins.gates.plan import GatePlan
 from fair_prune_plugins.gates.structure import Site, UnitSet
 from fair_prune_plugins.groups import UNKNOWN
 from fair_prune_plugins.statistics.batches import AUTO, BatchReader, BatchSource
-from fair_prune_plugins.statistics.checksum import model_checksum
 from fair_prune_plugins.statistics.store import GateStatistics
 from fair_prune_plugins.statistics.units import checked_temperature
-from fair_prune_plugins.statistics.walking import Groups, Walk
+from fair_prune_plugins.statistics.walking import Groups, Seen, Walk
 
 AT_A_TIME = 2**24
 """Pairs of people, times units, that are compared at a time."""
@@ -114,41 +113,17 @@ def collect_snnl(
     temperature = checked_temperature(temperature)
     walk = Walk(plan, loader, BatchReader(inputs, None, weights), groups, None)
     meter = _Meter(plan, temperature)
-    people_by_code: dict[int, int] = {}
-    weight_by_code: dict[int, float] = {}
+    seen = Seen()
     with walk.frozen(), meter.attached(), torch.no_grad():
         for people in walk.people("feature maps", progress=progress):
             meter.start(people.codes, people.weights, people.batch)
             walk.outputs(walk.inputs(people.inputs), people.batch)
-            for code in people.codes.unique().tolist():
-                mine = people.codes == code
-                people_by_code[code] = people_by_code.get(code, 0) + int(mine.sum())
-                weight_by_code[code] = weight_by_code.get(code, 0.0) + float(people.weights[mine].sum())
+            seen.add(people)
     if not allow_empty:
-        everybody = sum(people_by_code.values())
-        walk.check_somebody(everybody, everybody - people_by_code.get(UNKNOWN, 0))
+        walk.check_somebody(seen.everybody, seen.of_known_groups)
         if not meter.totals[1].any():
             raise InputError(NOBODY_COMPARED)
-    squares = plan.weight_square()
-    rows = [*walk.order, UNKNOWN]
-    unmeasured = torch.full((len(rows), meter.width), math.nan, dtype=torch.float64)
-    statistics = GateStatistics(
-        walk.attribute,
-        walk.names,
-        dict(meter.columns),
-        torch.tensor([people_by_code.get(code, 0) for code in rows], dtype=torch.int64),
-        torch.tensor([weight_by_code.get(code, 0.0) for code in rows], dtype=torch.float64),
-        unmeasured,
-        unmeasured.clone(),
-        unmeasured.clone(),
-        torch.cat([squares[name] for name in meter.columns]),
-        model_checksum(plan.model),
-        walk.notes,
-        gates=False,
-        snnl=meter.totals,
-    )
-    walk.say_small_groups(statistics)
-    return statistics
+    return walk.without_gates(meter.columns, seen, snnl=meter.totals)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,9 +15,10 @@ from tqdm.auto import tqdm
 from fair_prune_plugins.errors import FairPruneError, InputError
 from fair_prune_plugins.gates.calling import batch_size, call, moved, output_tensors, preserved
 from fair_prune_plugins.gates.plan import GatePlan
-from fair_prune_plugins.groups import EMPTY_GROUPS, SMALL_GROUP, GroupReader, GroupSource, as_reader
+from fair_prune_plugins.groups import EMPTY_GROUPS, SMALL_GROUP, UNKNOWN, GroupReader, GroupSource, as_reader
 from fair_prune_plugins.picking import Source, pick
 from fair_prune_plugins.statistics.batches import BatchReader
+from fair_prune_plugins.statistics.checksum import model_checksum
 from fair_prune_plugins.statistics.store import EVERYONE, GateStatistics
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,31 @@ class People:
     weights: torch.Tensor
     given_weights: torch.Tensor | None
     codes: torch.Tensor
+
+
+class Seen:
+    """Who was seen: people and their weight by group code; :data:`UNKNOWN` is the code of those in no known group."""
+
+    def __init__(self) -> None:
+        self.count: dict[int, int] = {UNKNOWN: 0}
+        self.weight: dict[int, float] = {UNKNOWN: 0.0}
+
+    def add(self, people: People) -> None:
+        """Add the people of a batch."""
+        for code in people.codes.unique().tolist():
+            mine = people.codes == code
+            self.count[code] = self.count.get(code, 0) + int(mine.sum())
+            self.weight[code] = self.weight.get(code, 0.0) + float(people.weights[mine].sum())
+
+    @property
+    def everybody(self) -> int:
+        """How many people."""
+        return sum(self.count.values())
+
+    @property
+    def of_known_groups(self) -> int:
+        """How many of them are in a known group."""
+        return self.everybody - self.count[UNKNOWN]
 
 
 class Walk:
@@ -176,6 +203,36 @@ class Walk:
             raise InputError(NO_DATA)
         if self._groups is not None and not of_known_groups:
             raise InputError(EMPTY_GROUPS.format(n=everybody, attribute=self._groups.attribute))
+
+    def without_gates(self, columns: Mapping[str, tuple[int, int]], seen: Seen, **measured: Any) -> GateStatistics:
+        """The statistics of a walk that is over and measured something else than gates, which are NaN then.
+
+        Args:
+            columns: unit-set name to ``(first column, size)``.
+            seen: who was seen.
+            measured: what was, by its name in :class:`GateStatistics`.
+        """
+        squares = self._plan.weight_square()
+        rows = [*self.order, UNKNOWN]
+        width = sum(size for _, size in columns.values())
+        unmeasured = torch.full((len(rows), width), math.nan, dtype=torch.float64)
+        statistics = GateStatistics(
+            self.attribute,
+            self.names,
+            dict(columns),
+            torch.tensor([seen.count.get(code, 0) for code in rows], dtype=torch.int64),
+            torch.tensor([seen.weight.get(code, 0.0) for code in rows], dtype=torch.float64),
+            unmeasured,
+            unmeasured.clone(),
+            unmeasured.clone(),
+            torch.cat([squares[name] for name in columns]),
+            model_checksum(self._plan.model),
+            self.notes,
+            gates=False,
+            **measured,
+        )
+        self.say_small_groups(statistics)
+        return statistics
 
     def say_small_groups(self, statistics: GateStatistics) -> None:
         """Log how large the groups are, where some are too small to judge or people are in none."""

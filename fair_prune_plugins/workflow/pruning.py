@@ -157,14 +157,11 @@ def _learned(
     limit = {} if prune.max_pruning_ratio is None else {"max_pruning_ratio": prune.max_pruning_ratio}
     pruner = learned.make(
         model,
-        normalise(torch.from_numpy(samples.inputs[samples.rows(Part.TRAIN)[:2]]).to(device)),
+        _example(samples, normalise, device),
         seed=config.seed,
         together=prune.allocation_of(method) == "global",
         options=method.options,
-        round_to=prune.round_to,
-        ignored_layers=ignored_layers(model, config.model),
-        num_heads=num_heads(model, config.model.num_heads) or None,
-        **amount.pruner_options,
+        **_layers_and_widths(model, amount, config),
         **limit,
     )
     groups = GroupReader({samples.groups.attribute: "group"}, names=samples.groups.names)
@@ -223,21 +220,31 @@ def _pruner(
     schedule: dict[str, Any] = {}
     if prune.schedule == "keep_fraction":
         schedule = {"iterative_pruning_ratio_scheduler": criteria.keep_fraction_schedule(prune.keep_fraction)}
-    example = normalise(torch.from_numpy(samples.inputs[samples.rows(Part.TRAIN)[:2]]).to(device))
     return fpt.FairPruner(
         model,
-        example,
+        _example(samples, normalise, device),
         importance=score,
         iterative_steps=steps,
-        round_to=prune.round_to,
         global_pruning=allocation != "local",
         isomorphic=allocation == "isomorphic",
         max_pruning_ratio=prune.max_pruning_ratio,
-        ignored_layers=ignored_layers(model, config.model),
-        num_heads=num_heads(model, config.model.num_heads) or None,
-        **amount.pruner_options,
+        **_layers_and_widths(model, amount, config),
         **schedule,
     )
+
+
+def _example(samples: Samples, normalise: Normalisation, device: torch.device) -> torch.Tensor:
+    return normalise(torch.from_numpy(samples.inputs[samples.rows(Part.TRAIN)[:2]]).to(device))
+
+
+def _layers_and_widths(model: nn.Module, amount: Amount, config: RunConfig) -> dict[str, Any]:
+    """What every pruner is told of the model and of what to prune it to."""
+    return {
+        "round_to": config.prune.round_to,
+        "ignored_layers": ignored_layers(model, config.model),
+        "num_heads": num_heads(model, config.model.num_heads) or None,
+        **amount.pruner_options,
+    }
 
 
 def ignored_layers(model: nn.Module, config: ModelConfig) -> list[nn.Module]:

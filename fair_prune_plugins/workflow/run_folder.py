@@ -24,7 +24,7 @@ from fair_prune_plugins import __version__
 from fair_prune_plugins.errors import InputError
 
 STAMP = "stamp.json"
-_TEMPORARY = ".unfinished-"
+TEMPORARY = ".unfinished-"
 _OLD = ".replaced-"
 
 IN_USE = "another run is working in {path}; wait for it, or give this one another folder with --output"
@@ -61,6 +61,35 @@ class Watcher(Protocol):
         """A stage is complete, or was."""
 
 
+@contextmanager
+def alone_in(path: Path, marker: str, foreign: str, in_use: str) -> Iterator[None]:
+    """Make or re-open a folder and hold its lock.
+
+    Args:
+        path: made where it does not exist.
+        marker: a file that every such folder has, which the caller writes.
+        foreign: message for a folder that holds something else, with ``path`` and ``marker``.
+        in_use: message for one that another process works in, with ``path``.
+
+    Raises:
+        InputError: either of these, or a file in its place.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; choose another folder with --output")
+    if path.exists() and not (path / marker).exists() and any(p.name != ".lock" for p in path.iterdir()):
+        raise InputError(foreign.format(path=path, marker=marker))
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(in_use.format(path=path)) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class RunFolder:
     """The stages of one run, under one folder that only one process works in.
 
@@ -88,23 +117,11 @@ class RunFolder:
         Raises:
             InputError: another process works in it, or the folder holds something else.
         """
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{path} is a file; choose another folder with --output")
-        if path.exists() and not (path / MARKER).exists() and any(p.name != ".lock" for p in path.iterdir()):
-            raise InputError(NOT_A_RUN_FOLDER.format(path=path, marker=MARKER))
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise InputError(IN_USE.format(path=path)) from None
-        try:
+        with alone_in(path, MARKER, NOT_A_RUN_FOLDER, IN_USE):
             write_json(path / MARKER, description)
-            for left in [*path.rglob(f"{_TEMPORARY}*"), *path.rglob(f"{_OLD}*")]:
+            for left in [*path.rglob(f"{TEMPORARY}*"), *path.rglob(f"{_OLD}*")]:
                 shutil.rmtree(left)
             yield cls(path, watcher)
-        finally:
-            lock.release()
 
     def stage(self, name: str, depends_on: Mapping[str, Any], work: Callable[[Path], None]) -> Finished:
         """Do a stage's work unless it is complete.
@@ -129,7 +146,7 @@ class RunFolder:
 
     def _work(self, target: Path, stamp: str, work: Callable[[Path], None]) -> Finished:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f"{_TEMPORARY}{target.name}"
+        temporary = target.parent / f"{TEMPORARY}{target.name}"
         temporary.mkdir()
         start = time.perf_counter()
         try:

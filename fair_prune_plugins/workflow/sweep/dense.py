@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from fair_prune_plugins import __version__
 from fair_prune_plugins.workflow.config import RunConfig
-from fair_prune_plugins.workflow.run_folder import STAMP, Finished, fingerprint
+from fair_prune_plugins.workflow.run_folder import STAMP, TEMPORARY, Finished, fingerprint
 from fair_prune_plugins.workflow.stages import DENSE
 
 STAGES = ("trained", "worst_group", "onnx", "test_logits", "evaluation")
@@ -68,7 +68,7 @@ class SharedDense:
 def _copy(source: Path, target: Path) -> None:
     """Copy a stage so that nobody sees half of it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.parent / f".unfinished-{target.name}"
+    part = target.parent / f"{TEMPORARY}{target.name}"
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(source, part)
     if target.exists():

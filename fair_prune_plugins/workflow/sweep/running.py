@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
-from fair_prune_plugins.errors import ConfigError, FairPruneError, InputError
+from fair_prune_plugins.errors import ConfigError, FairPruneError
 from fair_prune_plugins.workflow.config import RunConfig
-from fair_prune_plugins.workflow.run_folder import IN_USE, write_json
+from fair_prune_plugins.workflow.run_folder import IN_USE, TEMPORARY, alone_in, write_json
 from fair_prune_plugins.workflow.sweep.engine import Engine, TrialState, check_port, free_port
 from fair_prune_plugins.workflow.sweep.outcome import finished_points, finished_trials
 from fair_prune_plugins.workflow.sweep.processes import stop_left_over
@@ -98,26 +97,14 @@ def run_sweep(
 @contextlib.contextmanager
 def _opened(folder: Path, console: Console) -> Iterator[None]:
     """Make or re-open a sweep folder, alone, with nothing of a killed sweep running in it."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; choose another folder with --output")
-    if folder.exists() and not (folder / ASKED).exists() and any(p.name != ".lock" for p in folder.iterdir()):
-        raise InputError(NOT_A_SWEEP.format(path=folder, marker=ASKED))
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(IN_USE.format(path=folder)) from None
-    try:
+    with alone_in(folder, ASKED, NOT_A_SWEEP, IN_USE):
         managers, trials = stop_left_over(folder)
         if managers or trials:
             left = f"{counted(managers, 'manager')} of NNI and {counted(trials, 'trial')}"
             console.print(f"[yellow]Note:[/] a killed sweep had left {left} running; stopped.", highlight=False)
-        for left_behind in folder.rglob(".unfinished-*"):
+        for left_behind in folder.rglob(f"{TEMPORARY}*"):
             shutil.rmtree(left_behind, ignore_errors=True)
         yield
-    finally:
-        lock.release()
 
 
 def _trials(space: Space, folder: Path, console: Console, port: int | None) -> Course:
