@@ -37,7 +37,7 @@ from fair_prune_plugins.workflow.readings import read_run
 from fair_prune_plugins.workflow.results import RunResults
 from fair_prune_plugins.workflow.run_folder import write_json
 from fair_prune_plugins.workflow.sweep import host, processes, trial
-from fair_prune_plugins.workflow.sweep.engine import check_port, experiment_configuration, free_port
+from fair_prune_plugins.workflow.sweep.engine import check_port, experiment_configuration, free_port, preload_script
 from fair_prune_plugins.workflow.sweep.outcome import Accuracies, FinishedPoint, Outcome, finished_trials
 from fair_prune_plugins.workflow.sweep.report import choices, remarks, write_report
 from fair_prune_plugins.workflow.sweep.running import Course, Crash, run_sweep
@@ -340,6 +340,23 @@ def test_a_taken_port_is_refused() -> None:
         with pytest.raises(InputError, match=f"listens on port {port}; choose another"):
             check_port(port)
         assert free_port(beside=1) != port
+
+
+def test_the_manager_waits_longer_for_its_tuner_and_for_nothing_else(tmp_path: Path) -> None:
+    """By the order in which timers of NNI's manager end: the tuner's own, of no time at all, comes after all others."""
+    node = Path(str(pytest.importorskip("nni_node").__path__[0])) / "node"
+    (tmp_path / "preload.cjs").write_text(preload_script(tmp_path, None), encoding="utf-8")
+    (tmp_path / "told.cjs").write_text(
+        """
+        const tuner = setTimeout(() => console.log('Tuner did not connect in 10 seconds.'), 0);
+        setTimeout((word) => { console.log(word); clearTimeout(tuner); }, 200, 'plain');
+        require('util').promisify(setTimeout)(100, 'promised').then((word) => console.log(word));
+        """,
+        encoding="utf-8",
+    )
+    command = [str(node), "--require", str(tmp_path / "preload.cjs"), str(tmp_path / "told.cjs")]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout.split() == ["promised", "plain"]
 
 
 def test_another_folder_is_not_touched(tmp_path: Path) -> None:

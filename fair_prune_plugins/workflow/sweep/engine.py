@@ -41,7 +41,7 @@ PORT_TAKEN = "--port: something else listens on port {port}; choose another, or 
 
 LOOPBACK = "127.0.0.1"
 _START_TRIES = 60
-"""Seconds for the manager to answer; NNI's own three are too few on a busy machine."""
+"""Seconds for the manager to answer, and for its tuner; NNI's own three and ten are too few on a busy machine."""
 
 _ENDED = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
 
@@ -49,6 +49,12 @@ PRELOAD = """'use strict';
 // Loaded before NNI's manager: see fair_prune_plugins/workflow/sweep/engine.py.
 delete process.env.NODE_OPTIONS;  // nothing that the manager starts needs it
 require('os').homedir = () => %(home)s;
+// NNI gives its tuner ten seconds to start, which on a busy machine are too few to import its libraries.
+const later = setTimeout;
+globalThis.setTimeout = (told, delay, ...rest) =>
+  later(told, String(told).includes('Tuner did not connect') ? %(patience)d : delay, ...rest);
+const { custom } = require('util').promisify;
+Object.defineProperty(globalThis.setTimeout, custom, Object.getOwnPropertyDescriptor(later, custom));
 const bind = %(bind)s;
 if (bind) {
   const server = require('net').Server.prototype;
@@ -269,6 +275,12 @@ def experiment_configuration(space: Space, folder: Path, *, trials: int, finishe
     return read
 
 
+def preload_script(home: Path, bind: str | None) -> str:
+    """What NNI's manager runs before its own code: where its home is, and which interface its portal listens on."""
+    settings = {"home": json.dumps(str(home)), "bind": json.dumps(bind), "patience": 1000 * _START_TRIES}
+    return PRELOAD % settings
+
+
 @contextlib.contextmanager
 def _kept_in(place: Path, *, bind: str | None) -> Iterator[None]:
     """Let NNI keep its files in ``place`` instead of the user's home, and bind its portal to one interface."""
@@ -278,7 +290,7 @@ def _kept_in(place: Path, *, bind: str | None) -> Iterator[None]:
     home = place / "home"
     home.mkdir(parents=True, exist_ok=True)
     preload = place / "preload.cjs"
-    preload.write_text(PRELOAD % {"home": json.dumps(str(home)), "bind": json.dumps(bind)}, encoding="utf-8")
+    preload.write_text(preload_script(home, bind), encoding="utf-8")
     quoted = str(preload).replace("\\", "\\\\").replace('"', '\\"')
     options = f'{os.environ.get("NODE_OPTIONS", "")} --require "{quoted}"'.strip()
     experiments = functools.partial(Experiments, home_dir=str(home / "nni-experiments"))
