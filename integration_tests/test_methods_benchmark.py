@@ -363,7 +363,7 @@ def test_steps_on_the_weights_are_equal_and_every_seed_draws_anew(
         torch.manual_seed(0)
         for p in model.parameters():
             torch.nn.init.normal_(p)
-        pruned = bench._prune_with(model, task.method, 0.3, dense, None, seed * 100 + 1, 0)
+        pruned = bench._prune(model, task.method, 0.3, dense, seed=seed * 100 + 1)
         kept.append(pruned.history.as_dict())
     assert kept[0] != kept[1]
 

@@ -114,7 +114,7 @@ class Bench:
             model = self._recipe().build(self.base)
             networks = {"dense": self._measured(model, folder / "dense.onnx")}
             for share in self.design.stops(self.config):
-                self._prune(model, MethodConfig(name="magnitude"), share, networks["dense"]["macs"], None)
+                self._prune(model, MethodConfig(name="magnitude"), share, networks["dense"]["macs"])
                 if share in self.config.prune.macs:
                     name = level_name(share)
                     networks[name] = self._measured(model, folder / f"{name}.onnx")
@@ -186,7 +186,7 @@ class Bench:
             spent: dict[str, float] = {}
             levels: dict[str, Any] = {}
             for number, share in enumerate(stops, start=1):
-                pruned = self._prune(model, task.method, share, whole, hook)
+                pruned = self._prune(model, task.method, share, whole, hook=hook)
                 judged = share in self.config.prune.macs
                 epochs = finetune.epochs if judged else finetune.epochs_between
                 fitted = time.perf_counter()
@@ -216,11 +216,20 @@ class Bench:
         return self.folder.stage(task.name, depends, work)
 
     def _prune(
-        self, model: nn.Module, method: MethodConfig, share: float, whole: int, hook: LossHook | None
+        self,
+        model: nn.Module,
+        method: MethodConfig,
+        share: float,
+        whole: int,
+        *,
+        hook: LossHook | None = None,
+        collect_loss: LossHook | None = None,
+        seed: int | None = None,
     ) -> pruning.Pruned:
         """One step, from whatever the network costs now to ``share`` of the dense network's MACs."""
         now, _ = macs_and_params(model.cpu(), self._recipe().example(1))
-        one_step = self.config.model_copy(update={"prune": self.config.prune.model_copy(update={"steps": 1})})
+        once = {"prune": self.config.prune.model_copy(update={"steps": 1})}
+        one_step = self.config.model_copy(update=once if seed is None else {**once, "seed": seed})
         return pruning.prune(
             model,
             method,
@@ -230,6 +239,7 @@ class Bench:
             self.normalise,
             device=self.device,
             loss=hook,
+            collect_loss=collect_loss,
         )
 
     def _fit(self, model: nn.Module, key: str, epochs: int, seed: int, what: str, hook: LossHook | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.fairface.findings import Comparison, Family, Findings, Level
+from benchmarks.fairface.results import Study
 from benchmarks.fairface.verdicts import (
     beside_dense,
     counted,
@@ -123,6 +124,12 @@ def _lines(findings: Findings) -> Iterable[str]:
     yield from attribution(findings)
 
 
+def people(study: Study) -> str:
+    """Who was trained on, chosen on and judged on."""
+    sizes = ", ".join(f"{size:,} {part}" for part, size in study.sizes.items())
+    return f"- {sizes} people. {' '.join(study.notes)} The parts are the same for all seeds."
+
+
 def _how(findings: Findings) -> Iterable[str]:
     study = findings.study
     config, finetune = study.config, study.config.finetune
@@ -130,10 +137,7 @@ def _how(findings: Findings) -> Iterable[str]:
     seeds = counted(len(study.seeds), "seed")
     yield "## How it was made"
     yield ""
-    yield (
-        f"- {', '.join(f'{size:,} {part}' for part, size in study.sizes.items())} people. {' '.join(study.notes)} "
-        "The parts are the same for all seeds."
-    )
+    yield people(study)
     yield (
         f"- {seeds}: fresh weights, order of people and augmentation. All criteria and losses of a seed start from its "
         f"dense network ({counted(config.training.epochs, 'epoch')}) and see people in the same order."

@@ -53,17 +53,7 @@ def _effects(axes: Any, findings: Findings) -> None:
             labels.append(row)
             continue
         labels.append(f"{row.name} ({counted(row.effects['worst'].seeds, 'seed')})")
-        shown = row.adjusted is not None and row.adjusted < 0.05 and row.effects["worst"].seeds > 1
-        for measure, colour, marker, shift in (
-            ("worst", COLOURS[1], "o", -0.13),
-            ("everyone", COLOURS[0], "s", 0.13),
-        ):
-            found = row.effects[measure]
-            axes.plot([100 * found.low, 100 * found.high], [y + shift] * 2, color=colour, linewidth=1.6)
-            filled = shown if measure == "worst" else True
-            axes.plot(
-                100 * found.value, y + shift, marker, color=colour, markersize=6.5, mfc=colour if filled else "white"
-            )
+        dots(axes, y, row, size=6.5)
     axes.axvline(0, color=FAINT, linewidth=0.8, zorder=0)
     axes.set_yticks(range(len(rows)), labels)
     for text, row in zip(axes.get_yticklabels(), rows, strict=True):
@@ -73,9 +63,24 @@ def _effects(axes: Any, findings: Findings) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("change of accuracy, points, with 95 % intervals")
     axes.set_title("Main effects at equal MACs", loc="left", fontsize=10)
-    axes.plot([], [], "o", color=COLOURS[1], label=f"worst group ({findings.worst}); filled: shown")
-    axes.plot([], [], "s", color=COLOURS[0], label="everyone")
+    name_dots(axes, findings.worst)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=2, frameon=False)
+
+
+def dots(axes: Any, y: float, comparison: Comparison, *, size: float) -> None:
+    """Both intervals of a comparison: a dot for the worst group, filled if a change is shown, a square for everyone."""
+    shown = comparison.adjusted is not None and comparison.adjusted < 0.05 and comparison.effects["worst"].seeds > 1
+    for measure, colour, marker, shift in (("worst", COLOURS[1], "o", -0.13), ("everyone", COLOURS[0], "s", 0.13)):
+        found = comparison.effects[measure]
+        face = colour if shown or measure == "everyone" else "white"
+        axes.plot([100 * found.low, 100 * found.high], [y + shift] * 2, color=colour, linewidth=size / 4)
+        axes.plot(100 * found.value, y + shift, marker, color=colour, markersize=size, mfc=face)
+
+
+def name_dots(axes: Any, worst: str) -> None:
+    """What the dots and squares stand for, to the legend."""
+    axes.plot([], [], "o", color=COLOURS[1], label=f"worst group ({worst}); filled: shown")
+    axes.plot([], [], "s", color=COLOURS[0], label="everyone")
 
 
 def _latency(axes: Any, findings: Findings, *, by: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks.fairface.bench import level_name
 from benchmarks.fairface.effects import Effect
 from benchmarks.fairface.findings import Comparison, Findings, Level, Verdict
+from benchmarks.fairface.results import Study
 
 FEW_SEEDS = 5
 
@@ -127,18 +128,22 @@ def _against_balanced(findings: Findings) -> list[str]:
     ]
 
 
-def _caveats(findings: Findings) -> list[str]:
-    study = findings.study
+def unfinished(study: Study) -> list[str]:
+    """What is not there yet, in sentences: walks, or seeds to decide by."""
     sentences = []
     if not study.complete:
         sentences.append(f"This is a partial result: {study.walks_done} of {study.walks_planned} walks are finished.")
     if len(study.seeds) < FEW_SEEDS:
         sentences.append(f"It rests on {counted(len(study.seeds), 'seed')}, too few to decide by.")
-    sentences.append(
-        "One small network, one data set of small pictures, perceived binary gender: a test bed, and no product to "
-        "recommend."
-    )
     return sentences
+
+
+def _caveats(findings: Findings) -> list[str]:
+    return [
+        *unfinished(findings.study),
+        "One small network, one data set of small pictures, perceived binary gender: a test bed, and no product to "
+        "recommend.",
+    ]
 
 
 def whom(findings: Findings) -> list[str]:

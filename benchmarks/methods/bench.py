@@ -23,10 +23,8 @@ from benchmarks.methods.design import MethodsDesign
 from fair_prune_plugins import latency, onnx
 from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.learned_gates import LearnedMethod
-from fair_prune_plugins.losses import LossHook
 from fair_prune_plugins.torch_pruning.counting import macs_and_params
 from fair_prune_plugins.workflow import methods, model_store, pruning
-from fair_prune_plugins.workflow.amounts import Amount
 from fair_prune_plugins.workflow.config import RunConfig
 from fair_prune_plugins.workflow.data import Part, Samples, draw_parts
 from fair_prune_plugins.workflow.prune_config import MethodConfig
@@ -120,7 +118,8 @@ class MethodsBench(Bench):
                 seed = task.seed * 100 + number
                 epochs = finetune.epochs if share in judged else finetune.epochs_between
                 learned = learned_epochs(method, epochs, self.design.learned_share)
-                pruned = self._prune_with(model, method, share, whole, ranking, seed, learned)
+                taught = self._with_steps(method, learned)
+                pruned = self._prune(model, taught, share, whole, collect_loss=ranking, seed=seed)
                 fitted = time.perf_counter()
                 self._fit(model, "finetune", epochs - learned, seed, f"{task.name} at {share:g}", hook)
                 seconds = {**pruned.seconds, "finetune": time.perf_counter() - fitted}
@@ -152,34 +151,12 @@ class MethodsBench(Bench):
 
         return self.folder.stage(task.name, depends, work)
 
-    def _prune_with(
-        self,
-        model: nn.Module,
-        method: MethodConfig,
-        share: float,
-        whole: int,
-        ranking: LossHook | None,
-        seed: int,
-        learned: int,
-    ) -> pruning.Pruned:
-        """One step, from whatever the network costs now to ``share`` of the dense network's MACs."""
-        if is_bilevel(method):
-            lower = learned * self._steps_per_epoch() // method.options.get("weight_steps", 1)
-            method = method.model_copy(update={"options": {**method.options, "steps": lower}})
-        now, _ = macs_and_params(model.cpu(), self._recipe().example(1))
-        one_step = self.config.model_copy(
-            update={"seed": seed, "prune": self.config.prune.model_copy(update={"steps": 1})}
-        )
-        return pruning.prune(
-            model,
-            method,
-            Amount("macs", share * whole / now),
-            one_step,
-            self.samples,
-            self.normalise,
-            device=self.device,
-            collect_loss=ranking,
-        )
+    def _with_steps(self, method: MethodConfig, learned: int) -> MethodConfig:
+        """A bi-level method with as many steps on its gates as take the weights through ``learned`` epochs."""
+        if not is_bilevel(method):
+            return method
+        lower = learned * self._steps_per_epoch() // method.options.get("weight_steps", 1)
+        return method.model_copy(update={"options": {**method.options, "steps": lower}})
 
     def _steps_per_epoch(self) -> int:
         people = len(self.samples.rows(Part.TRAIN))

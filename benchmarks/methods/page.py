@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.fairface.findings import Family
-from benchmarks.fairface.page import HEADINGS, row
+from benchmarks.fairface.page import HEADINGS, people, row
 from benchmarks.fairface.results import Cell
 from benchmarks.fairface.verdicts import counted, percent, points, smallest_effect
 from benchmarks.methods.findings import MEASURES, MethodsFindings
@@ -87,10 +87,7 @@ def _how(findings: MethodsFindings) -> Iterable[str]:
     stops = ", ".join(f"{100 * share:g} %" for share in design.stops(config))
     yield "## How it was made"
     yield ""
-    yield (
-        f"- {', '.join(f'{size:,} {part}' for part, size in study.sizes.items())} people. {' '.join(study.notes)} "
-        "The parts are the same for all seeds."
-    )
+    yield people(study)
     yield (
         f"- {counted(len(study.seeds), 'seed')}: fresh weights, order of people and augmentation. All walks of a seed "
         f"start from its dense network ({counted(config.training.epochs, 'epoch')}) and fine-tune on people in the "

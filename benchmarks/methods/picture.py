@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.fairface.picture import COLOURS, FAINT, INK, MARKERS
+from benchmarks.fairface.picture import COLOURS, FAINT, INK, MARKERS, dots, name_dots
 from benchmarks.fairface.results import Cell
 from benchmarks.methods.findings import MethodsFindings
 from benchmarks.methods.page import title
@@ -39,15 +39,7 @@ def _effects(axes: Any, findings: MethodsFindings) -> None:
     y = 0
     for family in (findings.main, findings.combined):
         for c in sorted(family.comparisons, key=lambda c: -c.effects["worst"].value):
-            shown = c.adjusted is not None and c.adjusted < 0.05 and c.effects["worst"].seeds > 1
-            for measure, colour, marker, shift in (
-                ("worst", COLOURS[1], "o", -0.14),
-                ("everyone", COLOURS[0], "s", 0.14),
-            ):
-                found = c.effects[measure]
-                axes.plot([100 * found.low, 100 * found.high], [y + shift] * 2, color=colour, linewidth=1.4)
-                face = colour if shown or measure == "everyone" else "white"
-                axes.plot(100 * found.value, y + shift, marker, color=colour, markersize=5, mfc=face)
+            dots(axes, y, c, size=5)
             labels.append((y, c.name))
             y += 1
         if family is findings.main:
@@ -60,8 +52,7 @@ def _effects(axes: Any, findings: MethodsFindings) -> None:
     axes.set_title(
         f"Against {findings.reference} + {findings.plain}, at equal MACs and training", loc="left", fontsize=10, pad=24
     )
-    axes.plot([], [], "o", color=COLOURS[1], label=f"worst group ({findings.worst}); filled: shown")
-    axes.plot([], [], "s", color=COLOURS[0], label="everyone")
+    name_dots(axes, findings.worst)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.fairface.findings import Comparison, Level, Verdict
 from benchmarks.fairface.results import Cell
-from benchmarks.fairface.verdicts import FEW_SEEDS, counted, listed, percent, points
+from benchmarks.fairface.verdicts import counted, listed, percent, points, unfinished
 from benchmarks.methods.findings import MethodsFindings
 from benchmarks.methods.results import Cost
 
@@ -153,14 +153,8 @@ def _time(findings: MethodsFindings) -> list[str]:
 
 
 def _caveats(findings: MethodsFindings) -> list[str]:
-    study = findings.methods_study.study
-    sentences = []
-    if not study.complete:
-        sentences.append(f"This is a partial result: {study.walks_done} of {study.walks_planned} walks are finished.")
-    if len(study.seeds) < FEW_SEEDS:
-        sentences.append(f"It rests on {counted(len(study.seeds), 'seed')}, too few to decide by.")
-    sentences.append(
+    return [
+        *unfinished(findings.methods_study.study),
         "One small network and one data set, in a structured form of each method and with short training: what a paper "
-        "found on large networks, on single weights or after long training may differ."
-    )
-    return sentences
+        "found on large networks, on single weights or after long training may differ.",
+    ]
