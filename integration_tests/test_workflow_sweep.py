@@ -139,7 +139,7 @@ def test_an_error_names_the_key_and_what_is_allowed(override: str, parts: list[s
         assert part in str(caught.value)
 
 
-def test_powers_of_ten_are_numbers_although_yaml_reads_texts() -> None:
+def test_powers_of_ten_are_numbers() -> None:
     (point,) = space("sweep.vary={finetune.learning_rate: [2e-3]}", "prune.methods=[magnitude]").points()
     assert point.setting.varied == (("finetune.learning_rate", 0.002),)
     drawn = "{finetune.learning_rate: {_type: loguniform, _value: [1e-4, 1e-2]}}"

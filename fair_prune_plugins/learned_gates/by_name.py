@@ -16,6 +16,18 @@ from fair_prune_plugins.statistics.walking import Groups
 
 NO_OPTION = "{name!r} has no option {option!r}; it has {known}"
 DECIDED_ELSEWHERE = ("seed", "allocation")
+FAIRNESS_TERM = (
+    "weight_penalty",
+    "mask_penalty",
+    "dual_rate",
+    "surrogate",
+    "sharpness",
+    "penalty",
+    "tau",
+    "task",
+)
+"""What BiP, which has no such term, has no use for."""
+
 STEPS = 500
 """Upper steps of the bi-level methods unless said otherwise; a compromise of this package's, no paper's."""
 
@@ -44,7 +56,8 @@ class LearnedMethod:
         """Options and their defaults."""
         bilevel = self.pruner is not AutoBotPruner
         settings: Any = BiFPSettings() if bilevel else AutoBotSettings()
-        own = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in DECIDED_ELSEWHERE}
+        hidden = DECIDED_ELSEWHERE if self.pruner is not BiPPruner else (*DECIDED_ELSEWHERE, *FAIRNESS_TERM)
+        own = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in hidden}
         return {**own, "steps": STEPS} if bilevel else own
 
     def check_options(self, options: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from fair_prune_plugins import yaml_text
 from fair_prune_plugins.errors import ConfigError
 from fair_prune_plugins.workflow.data_config import FunctionData, NpzData, PartedData, TableData
 from fair_prune_plugins.workflow.postprocess_config import PostprocessConfig
@@ -249,7 +250,7 @@ def path_of(text: str, base: Path, *, key: str) -> Path:
 
 def _yaml(text: str, origin: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml_text.load(text)
     except yaml.YAMLError as error:
         raise ConfigError(NOT_YAML.format(origin=origin, reason=" ".join(str(error).split()))) from None
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import nn
 
+from fair_prune_plugins import yaml_text
 from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.workflow import loading, models
 from fair_prune_plugins.workflow.doctor.diagnosis import ModelReport
@@ -125,7 +126,7 @@ def _shape(text: str) -> tuple[int, ...]:
 def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     try:
-        loaded = yaml.safe_load(value)
+        loaded = yaml_text.load(value)
     except yaml.YAMLError:
         loaded, equals = None, ""
     if not equals or not key.strip().isidentifier():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -17,7 +16,6 @@ PLATFORMS = (LOCAL, "remote", "openpai", "aml", "dlc", "kubeflow", "frameworkcon
 
 Scalar = str | bool | int | float
 
-_POWER_OF_TEN = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
     "uniform": ("low", "high"),
@@ -112,7 +110,6 @@ class SweepConfig(Section):
     @field_validator("vary")
     @classmethod
     def _values(cls, vary: dict[str, Any]) -> dict[str, Any]:
-        vary = {key: _numbers(values) for key, values in vary.items()}
         for key, values in vary.items():
             _check_key(key)
             _check_values(key, values)
@@ -183,15 +180,6 @@ def _check_values(key: str, values: Any) -> None:
         raise ValueError(BAD_DISTRIBUTION.format(key=key, kind=kind, takes=", ".join(takes), got=told))
     if "high" in takes and told[0] >= told[1]:
         raise ValueError(EMPTY_RANGE.format(key=key, kind=kind, got=told))
-
-
-def _numbers(values: Any) -> Any:
-    """The same with numbers for texts such as 1e-3, which YAML takes for a text where it has no point."""
-    if isinstance(values, dict):
-        return {key: _numbers(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [_numbers(value) for value in values]
-    return float(values) if isinstance(values, str) and _POWER_OF_TEN.fullmatch(values) else values
 
 
 def _is_number(value: Any) -> bool:

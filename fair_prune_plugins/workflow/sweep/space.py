@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from fair_prune_plugins import __version__
+from fair_prune_plugins import __version__, yaml_text
 from fair_prune_plugins.errors import ConfigError
 from fair_prune_plugins.workflow.config import RunConfig, parse
 from fair_prune_plugins.workflow.prune_config import QUANTITIES
@@ -186,7 +184,7 @@ class Space:
         for key, value in point.setting.varied:
             _put(values, key, value)
         origin = f"sweep.vary ({', '.join(f'{k}: {v}' for k, v in point.setting.varied)})"
-        return parse(yaml.safe_dump(values, allow_unicode=True), origin=origin if point.setting.varied else "sweep")
+        return parse(yaml_text.dump(values), origin=origin if point.setting.varied else "sweep")
 
     def stamp(self, point: Point) -> str:
         """Hash of all that a point's result is made from; the data themselves are in the run folder's own stamps."""
