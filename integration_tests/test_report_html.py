@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 from fair_prune_plugins.errors import InputError
+from fair_prune_plugins.reporting import group_pictures
+from fair_prune_plugins.reporting.drawing import Format, Theme
+from fair_prune_plugins.reporting.estimates import Estimate
 from fair_prune_plugins.workflow import plots, report
-from fair_prune_plugins.workflow.readings import Estimate, read_run
+from fair_prune_plugins.workflow.readings import read_run
 from fair_prune_plugins.workflow.results import RunResults
 from fair_prune_plugins.workflow.table import COLUMNS, csv_rows, read_csv
 from fair_prune_plugins.workflow.words import headline, limits, meaning
@@ -206,7 +209,7 @@ def test_a_run_with_only_the_dense_model_still_has_a_report() -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("kind", ["svg", "png"])
-def test_pictures_can_be_drawn_with_hard_numbers(kind: plots.Format, theme: plots.Theme) -> None:
+def test_pictures_can_be_drawn_with_hard_numbers(kind: Format, theme: Theme) -> None:
     one = plots.Point("dense", None, Estimate(0.5), Estimate(1.0), True)
     same = [plots.Point(f"{i} %", "m", Estimate(0.5, 0.5, 0.5), Estimate(1.0, 0.9, 1.0), False) for i in range(12)]
     # a percentile interval that does not contain its estimate
@@ -214,24 +217,24 @@ def test_pictures_can_be_drawn_with_hard_numbers(kind: plots.Format, theme: plot
     for points in ([one], [one, odd, *same]):
         assert plots.pareto_plot(points, ["m"], accuracy_title="a & b <c>", format=kind, theme=theme)
     bars = [
-        plots.Bar(r"日本 $\foo$ & <b>", Estimate(), Estimate(), Estimate()),
-        plots.Bar("b", *[Estimate(0.0, 0.0, 0.0)] * 3),
+        group_pictures.Bar(r"日本 $\foo$ & <b>", Estimate(), Estimate(), Estimate()),
+        group_pictures.Bar("b", *[Estimate(0.0, 0.0, 0.0)] * 3),
     ]
-    panels = [plots.Panel("p", "m", bars)] * 4
-    assert plots.group_bars(panels, ["m"], minimum=30, format=kind, theme=theme)
-    assert plots.change_plot(panels, ["m"], minimum=30, format=kind, theme=theme)
+    panels = [group_pictures.Panel("p", "m", bars)] * 4
+    assert group_pictures.group_bars(panels, ["m"], minimum=30, format=kind, theme=theme)
+    assert group_pictures.change_plot(panels, ["m"], minimum=30, format=kind, theme=theme)
 
 
 @pytest.mark.parametrize("title", ["taylor", "magnitude, finetune.learning_rate 0.001", "fairgrape, " * 6])
 def test_legends_stay_inside_of_the_picture(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
     extents = []
 
-    def kept(figure: Any, _format: plots.Format) -> bytes:
+    def kept(figure: Any, _format: Format) -> bytes:
         figure.canvas.draw()
         extents.append((figure.legends[0].get_window_extent(), figure.bbox))
         return b""
 
-    monkeypatch.setattr(plots, "_bytes", kept)
+    monkeypatch.setattr(plots, "image_bytes", kept)
     methods = [f"{title} {i}" for i in range(4)]
     points = [plots.Point("50 %", m, Estimate(0.1 + i), Estimate(0.5), False) for i, m in enumerate(methods)]
     plots.pareto_plot(points, methods, accuracy_title="a")
@@ -244,7 +247,9 @@ def test_pictures_without_anything_to_draw_say_so() -> None:
     with pytest.raises(InputError, match="no model has both"):
         plots.pareto_plot([plots.Point("x", None, Estimate(), Estimate(0.9), False)], [], accuracy_title="a")
     with pytest.raises(InputError, match="no pruned model with per-group numbers"):
-        plots.change_plot([], [], minimum=30)
-    two = [plots.Panel(n, "m", [plots.Bar(n, Estimate(0.5), Estimate(0.5), Estimate(0.0))]) for n in "ab"]
+        group_pictures.change_plot([], [], minimum=30)
+    two = [
+        group_pictures.Panel(n, "m", [group_pictures.Bar(n, Estimate(0.5), Estimate(0.5), Estimate(0.0))]) for n in "ab"
+    ]
     with pytest.raises(InputError, match="'b' has other groups than 'a'"):
-        plots.group_bars(two, ["m"], minimum=30)
+        group_pictures.group_bars(two, ["m"], minimum=30)

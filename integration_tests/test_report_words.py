@@ -8,11 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fair_prune_plugins.workflow.closing import print_closing
-from fair_prune_plugins.workflow.measured import measured
-from fair_prune_plugins.workflow.readings import Estimate, RunReading, read_run
-from fair_prune_plugins.workflow.results import ModelResult, RunResults, Task
-from fair_prune_plugins.workflow.wording import (
+from fair_prune_plugins.reporting.estimates import Estimate, Verdict, judge
+from fair_prune_plugins.reporting.wording import (
     listed,
     milliseconds,
     percent,
@@ -22,7 +19,11 @@ from fair_prune_plugins.workflow.wording import (
     quantity,
     times,
 )
-from fair_prune_plugins.workflow.words import Verdict, headline, in_short, judge, limits, meaning
+from fair_prune_plugins.workflow.closing import print_closing
+from fair_prune_plugins.workflow.measured import measured
+from fair_prune_plugins.workflow.readings import RunReading, read_run
+from fair_prune_plugins.workflow.results import ModelResult, RunResults, Task
+from fair_prune_plugins.workflow.words import headline, in_short, limits, meaning
 from integration_tests.report_runs import face_run, interval, make_run, parity
 
 Change = tuple[float, float, float]

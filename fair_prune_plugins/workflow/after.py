@@ -9,15 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fair_prune_plugins.postprocessing.rules import OWN
-from fair_prune_plugins.workflow.readings import (
-    Estimate,
-    EvaluationReading,
-    RunReading,
-    read_estimate,
-    read_evaluation,
-)
-from fair_prune_plugins.workflow.results import Postprocessed
-from fair_prune_plugins.workflow.wording import (
+from fair_prune_plugins.reporting.estimates import TONES, Estimate, Remark, Verdict, judge
+from fair_prune_plugins.reporting.wording import (
     as_sentence,
     counted,
     listed,
@@ -27,11 +20,10 @@ from fair_prune_plugins.workflow.wording import (
     quantity,
     unsigned_points,
 )
-from fair_prune_plugins.workflow.words import Remark, Verdict, judge
+from fair_prune_plugins.workflow.readings import EvaluationReading, RunReading, read_estimate, read_evaluation
+from fair_prune_plugins.workflow.results import Postprocessed
 
 Scalar = str | float | int | None
-
-_TONES = {Verdict.WORSE: "worse", Verdict.BETTER: "better"}
 
 _DIFFERENCES = (
     ("demographic_parity_difference", "Selection"),
@@ -152,7 +144,7 @@ def _row(row: AfterReading, overridden: bool) -> dict[str, Any]:
 
 def _changed(value: str, change: Estimate, too_small: bool = False) -> dict[str, str]:
     under = "" if change.value is None else f"{points(change.value)} ({points_interval(change)})"
-    return {"value": value, "under": under, "tone": _TONES.get(judge(change, too_small=too_small), "neutral")}
+    return {"value": value, "under": under, "tone": TONES.get(judge(change, too_small=too_small), "neutral")}
 
 
 def _interval(change: Estimate) -> str:

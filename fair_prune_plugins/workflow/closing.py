@@ -9,10 +9,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fair_prune_plugins.workflow.readings import Estimate, ModelReading, RunReading, read_run
+from fair_prune_plugins.reporting.estimates import Estimate, Remark
+from fair_prune_plugins.reporting.wording import NONE, listed, milliseconds, percent, points, points_interval, times
+from fair_prune_plugins.workflow.readings import ModelReading, RunReading, read_run
 from fair_prune_plugins.workflow.results import RunResults
-from fair_prune_plugins.workflow.wording import NONE, listed, milliseconds, percent, points, points_interval, times
-from fair_prune_plugins.workflow.words import Headline, Remark, headline, in_short, limits, meaning
+from fair_prune_plugins.workflow.words import Headline, headline, in_short, limits, meaning
 
 
 def print_closing(results: RunResults, console: Console | None = None) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from fair_prune_plugins.reporting.estimates import Remark
+from fair_prune_plugins.reporting.wording import as_sentence, counted, percent, scientific
 from fair_prune_plugins.workflow.readings import RunReading
-from fair_prune_plugins.workflow.wording import as_sentence, counted, percent, scientific
-from fair_prune_plugins.workflow.words import Remark
 
 _SETTINGS = {
     "provider": "execution provider",

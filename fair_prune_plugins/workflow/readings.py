@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fair_prune_plugins.errors import InputError
 from fair_prune_plugins.latency.pareto import pareto_front
+from fair_prune_plugins.reporting.estimates import UNMEASURED, Estimate
 from fair_prune_plugins.workflow.results import JsonDict, ModelResult, RunResults
 
 SAME_LATENCY = 0.03
@@ -18,31 +19,6 @@ SAME_LATENCY = 0.03
 widths differ by as much through noise alone."""
 
 NOT_AN_EVALUATION = "expected the dict of Evaluation.as_dict(), which has {key!r}; found {found}"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its interval, each ``None`` where undefined.
-
-    Attributes:
-        value: the number.
-        low: lower end of the interval.
-        high: upper end of the interval.
-    """
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval exists and lies on one side of zero: the rule for calling a difference shown."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the length of the interval."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
@@ -150,10 +126,10 @@ class LatencyReading:
         dispersion: how much the rounds' medians vary, relative to their mean.
     """
 
-    p50: Estimate = Estimate()
-    p90: Estimate = Estimate()
-    p99: Estimate = Estimate()
-    speedup: Estimate = Estimate()
+    p50: Estimate = UNMEASURED
+    p90: Estimate = UNMEASURED
+    p99: Estimate = UNMEASURED
+    speedup: Estimate = UNMEASURED
     theoretical: float | None = None
     realised: float | None = None
     fast_layout: float | None = None

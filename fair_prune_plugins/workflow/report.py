@@ -6,23 +6,18 @@ can be mailed, archived and printed. What the pictures show is also in tables an
 
 from __future__ import annotations
 
-import base64
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from fair_prune_plugins.workflow import after, plots
-from fair_prune_plugins.workflow.measured import measured
-from fair_prune_plugins.workflow.readings import Estimate, GroupReading, ModelReading, RunReading, read_run
-from fair_prune_plugins.workflow.results import RunResults
-from fair_prune_plugins.workflow.table import COLUMNS, sections, to_csv
-from fair_prune_plugins.workflow.wording import (
+from fair_prune_plugins.reporting import group_pictures
+from fair_prune_plugins.reporting.drawing import Format, Theme
+from fair_prune_plugins.reporting.embedding import Picture, embed, page_templates
+from fair_prune_plugins.reporting.estimates import SIGNS, TONES, Estimate, Verdict, judge
+from fair_prune_plugins.reporting.wording import (
     NONE,
     as_sentence,
     counted,
@@ -36,26 +31,18 @@ from fair_prune_plugins.workflow.wording import (
     times,
     unsigned_points,
 )
-from fair_prune_plugins.workflow.words import (
-    Comparison,
-    Headline,
-    Verdict,
-    comparisons,
-    headline,
-    in_short,
-    judge,
-    limits,
-    meaning,
-)
+from fair_prune_plugins.workflow import after, plots
+from fair_prune_plugins.workflow.measured import measured
+from fair_prune_plugins.workflow.readings import GroupReading, ModelReading, RunReading, read_run
+from fair_prune_plugins.workflow.results import RunResults
+from fair_prune_plugins.workflow.table import COLUMNS, sections, to_csv
+from fair_prune_plugins.workflow.words import Comparison, Headline, comparisons, headline, in_short, limits, meaning
 
 JSON_NAME, CSV_NAME, HTML_NAME = "results.json", "results.csv", "report.html"
 AFTER_NAME = "postprocessed.csv"
 """What thresholds and label overrides made of the models' answers; only where a run was asked for that."""
 PICTURE_NAME = "pareto"
 """Stem of the Pareto picture's files, ``.svg`` and ``.png``: what a README or a slide shows."""
-
-_TONES = {Verdict.WORSE: "worse", Verdict.BETTER: "better"}
-_SIGNS = {Verdict.WORSE: "▼ ", Verdict.BETTER: "▲ "}
 
 
 @dataclass(frozen=True)
@@ -67,16 +54,6 @@ class ReportFiles:
     csv: Path
     pictures: tuple[Path, ...]
     postprocessed: Path | None = None
-
-
-@dataclass(frozen=True)
-class _Picture:
-    light: str
-    dark: str
-    alt: str
-    caption: str
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -127,36 +104,33 @@ def render(results: RunResults) -> str:
 
 
 def _render(run: RunReading) -> str:
-    environment = Environment(
-        loader=PackageLoader("fair_prune_plugins.workflow"),
-        autoescape=True,  # names of models, groups and layers come from users' data
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     first = headline(run)
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        date=datetime.fromisoformat(run.results.created).strftime("%Y-%m-%d %H:%M %Z").strip(),
-        headline=first,
-        figures=_figures(run, first),
-        pareto=_pareto(run),
-        short=[_short_row(m, first) for m in run.models],
-        confidence=percent(run.dense.evaluation.confidence, 0),
-        meaning=meaning(run),
-        limits=limits(run),
-        changes=_changes(run),
-        bars=_bars(run),
-        group_rows=_group_rows(run),
-        worst_caption=_worst_caption(run),
-        sections=sections(),
-        columns=_columns(),
-        full=[_full_row(m, first) for m in run.models],
-        methods=_methods(run),
-        comparisons=[_comparison_row(c) for c in comparisons(run)],
-        after=after.table(run),
-        measured=measured(run),
-        machine=_flat(run.results.machine),
+    return (
+        page_templates("fair_prune_plugins.workflow")
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            date=datetime.fromisoformat(run.results.created).strftime("%Y-%m-%d %H:%M %Z").strip(),
+            headline=first,
+            figures=_figures(run, first),
+            pareto=_pareto(run),
+            short=[_short_row(m, first) for m in run.models],
+            confidence=percent(run.dense.evaluation.confidence, 0),
+            meaning=meaning(run),
+            limits=limits(run),
+            changes=_changes(run),
+            bars=_bars(run),
+            group_rows=_group_rows(run),
+            worst_caption=_worst_caption(run),
+            sections=sections(),
+            columns=_columns(),
+            full=[_full_row(m, first) for m in run.models],
+            methods=_methods(run),
+            comparisons=[_comparison_row(c) for c in comparisons(run)],
+            after=after.table(run),
+            measured=measured(run),
+            machine=_flat(run.results.machine),
+        )
     )
 
 
@@ -167,7 +141,7 @@ def _write_pictures(run: RunReading, folder: Path) -> tuple[Path, ...]:
     if not _placed(run):
         return ()
     written = []
-    formats: tuple[plots.Format, ...] = ("svg", "png")
+    formats: tuple[Format, ...] = ("svg", "png")
     for kind in formats:
         path = folder / f"{PICTURE_NAME}.{kind}"
         path.write_bytes(_draw_pareto(run, kind, "light"))
@@ -179,7 +153,7 @@ def _placed(run: RunReading) -> list[ModelReading]:
     return [m for m in run.models if m.latency.p50.value is not None and m.evaluation.worst_accuracy.value is not None]
 
 
-def _draw_pareto(run: RunReading, kind: plots.Format, theme: plots.Theme) -> bytes:
+def _draw_pareto(run: RunReading, kind: Format, theme: Theme) -> bytes:
     dots = [
         plots.Point(
             label=_label(m),
@@ -202,7 +176,7 @@ def _accuracy_title(run: RunReading) -> str:
     return f"accuracy of the worst group: {names[0]}" if len(names) == 1 else "accuracy of the worst group"
 
 
-def _pareto(run: RunReading) -> _Picture | None:
+def _pareto(run: RunReading) -> Picture | None:
     placed = _placed(run)
     if not placed:
         return None
@@ -211,7 +185,7 @@ def _pareto(run: RunReading) -> _Picture | None:
     ]
     front = listed([m.name for m in placed if m.on_front])
     confidence = percent(run.dense.evaluation.confidence, 0)
-    return _embed(
+    return embed(
         lambda theme: _draw_pareto(run, "svg", theme),
         alt=f"Scatter plot of p50 latency against {_accuracy_title(run)}. {'; '.join(spots)}. On the Pareto front: "
         f"{front}.",
@@ -223,13 +197,13 @@ def _pareto(run: RunReading) -> _Picture | None:
     )
 
 
-def _panels(run: RunReading) -> list[plots.Panel]:
+def _panels(run: RunReading) -> list[group_pictures.Panel]:
     dense = {g.name: g for g in run.dense.evaluation.groups}
     panels = []
     order = sorted(run.pruned, key=lambda m: (m.result.pruning_ratio or 0.0, run.methods.index(m.result.method or "")))
     for model in order:
         bars = [
-            plots.Bar(
+            group_pictures.Bar(
                 group=g.name,
                 dense=dense[g.name].accuracy if g.name in dense else Estimate(),
                 pruned=g.accuracy,
@@ -238,30 +212,30 @@ def _panels(run: RunReading) -> list[plots.Panel]:
             )
             for g in model.evaluation.groups
         ]
-        panels.append(plots.Panel(model.name, model.result.method or "", bars))
+        panels.append(group_pictures.Panel(model.name, model.result.method or "", bars))
     return [p for p in panels if p.bars]
 
 
-def _bars(run: RunReading) -> _Picture | None:
+def _bars(run: RunReading) -> Picture | None:
     panels = _panels(run)
     if not panels:
         return None
     minimum = run.dense.evaluation.minimum
-    return _embed(
-        lambda theme: plots.group_bars(panels, run.methods, minimum=minimum, theme=theme),
+    return embed(
+        lambda theme: group_pictures.group_bars(panels, run.methods, minimum=minimum, theme=theme),
         alt=f"Bars of accuracy per group, dense beside pruned. {_spoken(run, lambda g: percent(g.accuracy.value))}",
         caption="Bars start at zero. Whiskers of two bars may overlap although the change is shown, and the other "
         "way round: judge differences by the picture above, whose intervals are paired.",
     )
 
 
-def _changes(run: RunReading) -> _Picture | None:
+def _changes(run: RunReading) -> Picture | None:
     panels = _panels(run)
     if not panels:
         return None
     minimum = run.dense.evaluation.minimum
-    return _embed(
-        lambda theme: plots.change_plot(panels, run.methods, minimum=minimum, theme=theme),
+    return embed(
+        lambda theme: group_pictures.change_plot(panels, run.methods, minimum=minimum, theme=theme),
         alt="Change of accuracy from dense per group, in points. "
         + _spoken(run, lambda g: f"{points(g.change.value)} ({points_interval(g.change)})", pruned_only=True),
         caption="Change of accuracy from the dense model in points, each with the paired interval. Left of the line "
@@ -273,24 +247,6 @@ def _changes(run: RunReading) -> _Picture | None:
 def _spoken(run: RunReading, say: Callable[[GroupReading], str], *, pruned_only: bool = False) -> str:
     models = run.pruned if pruned_only else run.models
     return " ".join(f"{m.name}: {', '.join(f'{g.name} {say(g)}' for g in m.evaluation.groups)}." for m in models)
-
-
-def _embed(draw: Callable[[plots.Theme], bytes], *, alt: str, caption: str) -> _Picture:
-    light, dark = draw("light"), draw("dark")
-    width, height = _size(light)
-    return _Picture(_data_uri(light), _data_uri(dark), alt, caption, width, height)
-
-
-def _data_uri(svg: bytes) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
-
-
-def _size(svg: bytes) -> tuple[int, int]:
-    """Width and height in points, so that a browser keeps the place free while it decodes."""
-    found = re.search(rb'<svg [^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"', svg, re.DOTALL)
-    if found is None:
-        raise AssertionError("matplotlib always writes a viewBox")
-    return round(float(found[1])), round(float(found[2]))
 
 
 # -- numbers
@@ -349,8 +305,8 @@ def _short_row(model: ModelReading, first: Headline) -> dict[str, Any]:
         "worst": percent(model.evaluation.worst_accuracy.value),
         "change": points(change.value),
         "interval": points_interval(change) if change.half_width is not None else "",
-        "verdict": "" if model.is_dense else _SIGNS.get(verdict, "") + verdict.value,
-        "tone": _TONES.get(verdict, "neutral"),
+        "verdict": "" if model.is_dense else SIGNS.get(verdict, "") + verdict.value,
+        "tone": TONES.get(verdict, "neutral"),
         "words": in_short(model),
     }
 
@@ -449,8 +405,8 @@ def _verdict_cell(change: Estimate, verdict: Verdict) -> dict[str, str]:
     return {
         "value": points(change.value),
         "under": points_interval(change),
-        "verdict": _SIGNS.get(verdict, "") + verdict.value,
-        "tone": _TONES.get(verdict, "neutral"),
+        "verdict": SIGNS.get(verdict, "") + verdict.value,
+        "tone": TONES.get(verdict, "neutral"),
     }
 
 

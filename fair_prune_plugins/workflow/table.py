@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fair_prune_plugins.errors import InputError
-from fair_prune_plugins.workflow.readings import Estimate, ModelReading, RunReading
-from fair_prune_plugins.workflow.wording import (
+from fair_prune_plugins.reporting.estimates import Estimate
+from fair_prune_plugins.reporting.wording import (
     NONE,
     milliseconds,
     milliseconds_interval,
@@ -29,6 +29,7 @@ from fair_prune_plugins.workflow.wording import (
     times_interval,
     unsigned_points,
 )
+from fair_prune_plugins.workflow.readings import ModelReading, RunReading
 
 Scalar = str | float | int | None
 

@@ -8,18 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from fair_prune_plugins.latency.report import NOISY
-from fair_prune_plugins.workflow.readings import (
-    SAME_LATENCY,
-    Estimate,
-    EvaluationReading,
-    GroupReading,
-    ModelReading,
-    RunReading,
-)
-from fair_prune_plugins.workflow.wording import (
+from fair_prune_plugins.reporting.estimates import NO_DIFFERENCE, Estimate, Remark, Verdict, judge
+from fair_prune_plugins.reporting.wording import (
     counted,
     listed,
     milliseconds,
@@ -29,26 +21,7 @@ from fair_prune_plugins.workflow.wording import (
     times,
     unsigned_points,
 )
-
-NO_DIFFERENCE = "no difference shown"
-
-
-class Verdict(Enum):
-    """What may be said about a difference."""
-
-    WORSE = "worse"
-    BETTER = "better"
-    NO_DIFFERENCE = NO_DIFFERENCE
-    TOO_SMALL = "too small to judge"
-    UNDEFINED = "not measured"
-
-
-@dataclass(frozen=True)
-class Remark:
-    """A sentence or two, with a few words in front that say what they are about."""
-
-    lead: str
-    text: str
+from fair_prune_plugins.workflow.readings import SAME_LATENCY, EvaluationReading, GroupReading, ModelReading, RunReading
 
 
 @dataclass(frozen=True)
@@ -86,22 +59,6 @@ class Comparison:
     def verdict(self) -> Verdict:
         """On the worst group."""
         return judge(self.worst.change, too_small=self.worst.too_small)
-
-
-def judge(change: Estimate, *, too_small: bool = False) -> Verdict:
-    """What may be said about a paired difference.
-
-    Args:
-        change: the difference with its paired interval.
-        too_small: whether the group has too few people to judge.
-    """
-    if too_small:
-        return Verdict.TOO_SMALL
-    if change.value is None or change.half_width is None:
-        return Verdict.UNDEFINED
-    if not change.excludes_zero:
-        return Verdict.NO_DIFFERENCE
-    return Verdict.WORSE if (change.high or 0.0) < 0 else Verdict.BETTER
 
 
 def in_short(model: ModelReading) -> str:

@@ -11,10 +11,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fair_prune_plugins.reporting.wording import as_sentence, counted, listed, percent, quantity
 from fair_prune_plugins.workflow.doctor.defects import Finding
 from fair_prune_plugins.workflow.doctor.diagnosis import AlignmentReport, Diagnosis, GroupRow, ModelReport
 from fair_prune_plugins.workflow.doctor.versions import PackageVersion
-from fair_prune_plugins.workflow.wording import as_sentence, counted, listed, percent, quantity
 
 NAMED = 4
 """How many layers a sentence names before it counts the rest."""

@@ -13,17 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fair_prune_plugins.workflow import plots
-from fair_prune_plugins.workflow.progress import ConsoleWatcher
-from fair_prune_plugins.workflow.readings import read_run
-from fair_prune_plugins.workflow.report import CSV_NAME, HTML_NAME, JSON_NAME, PICTURE_NAME
-from fair_prune_plugins.workflow.run_folder import RunFolder
-from fair_prune_plugins.workflow.sweep.outcome import finished_points
-from fair_prune_plugins.workflow.sweep.running import Course
-from fair_prune_plugins.workflow.sweep.seed_report import write_seed
-from fair_prune_plugins.workflow.sweep.space import Space
-from fair_prune_plugins.workflow.sweep.summary import Row, Spread, Summary, summarise
-from fair_prune_plugins.workflow.wording import (
+from fair_prune_plugins.reporting.drawing import Format, Theme
+from fair_prune_plugins.reporting.wording import (
     NONE,
     counted,
     listed,
@@ -36,6 +27,16 @@ from fair_prune_plugins.workflow.wording import (
     times,
     times_interval,
 )
+from fair_prune_plugins.workflow import plots
+from fair_prune_plugins.workflow.progress import ConsoleWatcher
+from fair_prune_plugins.workflow.readings import read_run
+from fair_prune_plugins.workflow.report import CSV_NAME, HTML_NAME, JSON_NAME, PICTURE_NAME
+from fair_prune_plugins.workflow.run_folder import RunFolder
+from fair_prune_plugins.workflow.sweep.outcome import finished_points
+from fair_prune_plugins.workflow.sweep.running import Course
+from fair_prune_plugins.workflow.sweep.seed_report import write_seed
+from fair_prune_plugins.workflow.sweep.space import Space
+from fair_prune_plugins.workflow.sweep.summary import Row, Spread, Summary, summarise
 
 REPORT_FOLDER = "report"
 
@@ -219,7 +220,7 @@ def _render(summary: Summary, seeds: Sequence[int]) -> str:
     )
 
 
-def _draw(summary: Summary, kind: plots.Format, theme: plots.Theme) -> bytes:
+def _draw(summary: Summary, kind: Format, theme: Theme) -> bytes:
     dots = [
         plots.Point(
             label=row.asked or row.name,

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fair_prune_plugins.errors import ConfigError, FairPruneError
+from fair_prune_plugins.reporting.wording import counted, percent
 from fair_prune_plugins.workflow.config import RunConfig
 from fair_prune_plugins.workflow.run_folder import IN_USE, TEMPORARY, alone_in, write_json
 from fair_prune_plugins.workflow.sweep.engine import Engine, TrialState, check_port, free_port
@@ -21,7 +22,6 @@ from fair_prune_plugins.workflow.sweep.outcome import finished_points, finished_
 from fair_prune_plugins.workflow.sweep.processes import stop_left_over
 from fair_prune_plugins.workflow.sweep.space import Point, Space
 from fair_prune_plugins.workflow.sweep.trial import ASKED
-from fair_prune_plugins.workflow.wording import counted, percent
 
 NOT_A_SWEEP = "{path} is not empty and not a sweep folder (it has no {marker}); choose another folder with --output"
 NOTHING_FINISHED = "no trial has finished: {crashed}. Their folders are under {path}"

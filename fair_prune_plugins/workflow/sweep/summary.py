@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fair_prune_plugins.latency.pareto import pareto_front
-from fair_prune_plugins.workflow.readings import SAME_LATENCY, Estimate, ModelReading, RunReading
+from fair_prune_plugins.reporting.estimates import Estimate, Verdict, judge
+from fair_prune_plugins.workflow.readings import SAME_LATENCY, ModelReading, RunReading
 from fair_prune_plugins.workflow.stages import DENSE
 from fair_prune_plugins.workflow.sweep.outcome import FinishedPoint
 from fair_prune_plugins.workflow.sweep.running import Course, Crash
-from fair_prune_plugins.workflow.words import Verdict, judge
 
 
 @dataclass(frozen=True)

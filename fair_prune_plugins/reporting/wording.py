@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fair_prune_plugins.workflow.readings import Estimate
+from fair_prune_plugins.reporting.estimates import Estimate
 
 NONE = "–"
 MINUS = "−"
@@ -89,6 +89,43 @@ def quantity(value: float | None) -> str:
 def scientific(value: float | None) -> str:
     """``3.2e-07`` as ``3e-07``; zero stays ``0``."""
     return NONE if value is None else "0" if value == 0 else f"{value:.0e}"
+
+
+def decimal(value: float | None, digits: int = 2) -> str:
+    """A plain number: ``0.93``, ``−0.12``; what rounds to zero has no sign."""
+    if value is None:
+        return NONE
+    text = f"{value:.{digits}f}"
+    return (text if text.strip("-0.") else text.lstrip("-")).replace("-", MINUS)
+
+
+def decimal_interval(estimate: Estimate, digits: int = 2) -> str:
+    """``0.91 to 0.95``."""
+    if estimate.low is None or estimate.high is None:
+        return NONE
+    return f"{decimal(estimate.low, digits)} to {decimal(estimate.high, digits)}".replace(" ", _SPACE)
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """A difference of plain numbers: ``+0.03``; what rounds to zero has no sign."""
+    if value is None:
+        return NONE
+    text = f"{value:+.{digits}f}".replace("-", MINUS)
+    return text[1:] if not text.strip(f"+{MINUS}0.") else text
+
+
+def signed_interval(estimate: Estimate, digits: int = 2) -> str:
+    """``−0.03 to +0.01``."""
+    if estimate.low is None or estimate.high is None:
+        return NONE
+    return f"{signed(estimate.low, digits)} to {signed(estimate.high, digits)}".replace(" ", _SPACE)
+
+
+def chance(p: float | None) -> str:
+    """A p-value: ``0.032``, ``< 0.001``."""
+    if p is None:
+        return NONE
+    return f"<{_SPACE}0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def listed(words: Sequence[str]) -> str:
