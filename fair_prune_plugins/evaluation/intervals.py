@@ -33,12 +33,14 @@ class Interval:
             positives). Where this is a large share, the interval rests on little.
         method: ``"bootstrap"`` (percentiles), or ``"exact"`` (binomial, Clopper & Pearson 1934) where every person in
             question had the same outcome: each resample is then like the data and percentiles would claim certainty.
+            ``"delong"`` for areas under ROC curves (DeLong, DeLong & Clarke-Pearson 1988), and ``"fisher"`` for rank
+            correlations (Bonett & Wright 2000), both made by ``audit``.
     """
 
     low: float
     high: float
     undefined: int = 0
-    method: Literal["bootstrap", "exact"] = "bootstrap"
+    method: Literal["bootstrap", "exact", "delong", "fisher"] = "bootstrap"
 
 
 @dataclass(frozen=True)

@@ -6,25 +6,20 @@ traceback.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
-from fair_prune_plugins.cli import EXIT_INPUT, MISSING
-from fair_prune_plugins.errors import FairPruneError, InputError
+from fair_prune_plugins.errors import InputError
+from fair_prune_plugins.workflow import audit_commands
+from fair_prune_plugins.workflow.command_line import Debug, clear_errors, standard_output
 
 if TYPE_CHECKING:
     from fair_prune_plugins.workflow.config import RunConfig
-
-EXIT_STOPPED = 130
-"""Exit code after Ctrl-C, as shells use it."""
 
 EXIT_CRASHED = 1
 """Exit code of a sweep in which trials crashed; the report is over the others."""
@@ -50,7 +45,6 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Replace a key of the configuration, e.g. --set seed=1. Repeatable."
     ),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Folder that a run wrote.")]
 
 
@@ -59,7 +53,7 @@ def quickstart(
     output: OutputWithDefault = Path("runs/quickstart"), overrides: Overrides = None, debug: Debug = False
 ) -> None:
     """Compare plain and fairness-aware criteria on real handwritten digits, in under three minutes."""
-    with _clear_errors(debug):
+    with clear_errors(debug):
         from fair_prune_plugins.workflow import config
 
         text = files("fair_prune_plugins.workflow").joinpath("configs/quickstart.yaml").read_text(encoding="utf-8")
@@ -75,7 +69,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Carry out a configuration: data, dense network, pruning, fine-tuning, ONNX, timing, report."""
-    with _clear_errors(debug):
+    with clear_errors(debug):
         from fair_prune_plugins.workflow import config
 
         settings = config.read(configuration, overrides or ())
@@ -101,7 +95,7 @@ def sweep(
 
     Exit code 0: all trials finished; 1: some crashed, and the report is over the others; 2: nothing to report.
     """
-    with _clear_errors(debug):
+    with clear_errors(debug):
         from fair_prune_plugins.workflow.sweep.host import require_nni
 
         require_nni()
@@ -111,7 +105,7 @@ def sweep(
 
         settings = config.read(configuration, overrides or ())
         folder = output or (Path(settings.output) if settings.output else Path("runs") / configuration.stem)
-        base, console = configuration.resolve().parent, _out()
+        base, console = configuration.resolve().parent, standard_output()
         space, course = run_sweep(settings, base=base, output=folder, console=console, port=port)
         print_summary(write_report(space, folder, base, course, console), console)
         console.print(f"\nReport: {folder / REPORT_FOLDER / 'report.html'}", highlight=False, soft_wrap=True)
@@ -127,10 +121,10 @@ def explain(
     debug: Debug = False,
 ) -> None:
     """Explain every key of the configuration: default, what is allowed, what it means."""
-    with _clear_errors(debug):
+    with clear_errors(debug):
         from fair_prune_plugins.workflow.explain import keys
 
-        out = _out()
+        out = standard_output()
         for one in keys(key):
             where = f"  [dim]with {escape(one.applies)}[/]" if one.applies else ""
             out.print(f"[bold]{escape(one.name)}[/]{where}", highlight=False)
@@ -146,12 +140,12 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Export one model of a run to ONNX, proven on the run's test people."""
-    with _clear_errors(debug):
+    with clear_errors(debug):
         from fair_prune_plugins.workflow.job import export_model
 
         written = export_model(folder, model, output, opset=opset)["report"]
         parity = written["parity"]
-        _out().print(
+        standard_output().print(
             f"{output}: {written['size'] / 1e6:.2f} MB, opset {written['opset']}; ONNX Runtime equals torch to "
             f"{parity['relative']:.1e} of the outputs' scale on {parity['samples']} test people",
             highlight=False,
@@ -172,7 +166,7 @@ def benchmark(
     debug: Debug = False,
 ) -> None:
     """Time ONNX models against each other in ONNX Runtime."""
-    with _clear_errors(debug):
+    with clear_errors(debug):
         from fair_prune_plugins import latency
 
         timed = latency.benchmark(
@@ -182,7 +176,7 @@ def benchmark(
             timed.write_json(json)
         if csv is not None:
             timed.write_csv(csv)
-        _out().print(escape(timed.statement()), highlight=False)
+        standard_output().print(escape(timed.statement()), highlight=False)
 
 
 @app.command()
@@ -223,7 +217,7 @@ def doctor(
 
     Exit code 0: something can be pruned; 1: nothing can; 2: the network could not be examined.
     """
-    with _clear_errors(debug):
+    with clear_errors(debug):
         from json import dumps
 
         from fair_prune_plugins.workflow.doctor import examine, examine_host
@@ -249,7 +243,7 @@ def doctor(
         if json:
             typer.echo(dumps(found.as_dict(), indent=1, allow_nan=False))
         else:
-            print_diagnosis(found, _out())
+            print_diagnosis(found, standard_output())
         if found.model is not None and not found.can_be_pruned:
             raise typer.Exit(EXIT_NOT_PRUNABLE)
 
@@ -257,21 +251,25 @@ def doctor(
 @app.command()
 def report(folder: RunFolderArgument, debug: Debug = False) -> None:
     """Write the report of a finished run again, and print its closing table."""
-    with _clear_errors(debug):
+    with clear_errors(debug):
         from fair_prune_plugins.workflow.closing import print_closing
         from fair_prune_plugins.workflow.job import rewrite_report
         from fair_prune_plugins.workflow.results import RunResults
 
         written = rewrite_report(folder)
-        print_closing(RunResults.read_json(written.json), _out())
-        _out().print(f"\nReport: {written.html}", highlight=False, soft_wrap=True)
+        print_closing(RunResults.read_json(written.json), standard_output())
+        standard_output().print(f"\nReport: {written.html}", highlight=False, soft_wrap=True)
+
+
+app.command("audit")(audit_commands.audit)
+app.command("check")(audit_commands.check)
 
 
 def _run(settings: RunConfig, base: Path, folder: Path) -> None:
     from fair_prune_plugins.workflow import job
     from fair_prune_plugins.workflow.closing import print_closing
 
-    console = _out()
+    console = standard_output()
     results = job.run(settings, base=base, output=folder, console=console)
     print_closing(results, console)
     place = folder / job.REPORT_FOLDER
@@ -287,23 +285,3 @@ def _names(paths: list[Path]) -> dict[str, Path]:
     if len(set(names)) != len(names):
         raise InputError(f"the same file is given twice: {sorted({n for n in names if names.count(n) > 1})}")
     return dict(zip(names, paths, strict=True))
-
-
-def _out() -> Console:
-    return Console()
-
-
-@contextmanager
-def _clear_errors(debug: bool) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        Console(stderr=True).print("\nStopped. What is finished is kept: the same command goes on from here.")
-        raise typer.Exit(EXIT_STOPPED) from None
-    except (FairPruneError, ModuleNotFoundError) as error:
-        missing = None if isinstance(error, FairPruneError) else error.name or ""
-        if debug or (missing or "").startswith("fair_prune_plugins"):
-            raise
-        message = str(error) if missing is None else MISSING.format(name=missing)
-        Console(stderr=True).print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-        raise typer.Exit(EXIT_INPUT) from None

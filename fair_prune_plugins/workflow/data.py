@@ -35,6 +35,7 @@ CLASS_NOT_TRAINED = (
 )
 ONE_CLASS = "the training part has only the class {name!r}; a classifier needs two or more"
 NOT_FINITE = "the inputs hold NaN or infinite values, first in row {row}; clean or impute them before pruning"
+SAME_ID = "data: ids must be different for all rows; leave them out for row numbers"
 WRONG_ROWS = "the data has {inputs} inputs but {got} {what}; one is needed for each input"
 BAD_DTYPE = "inputs must be uint8 images or floating-point numbers, got {dtype}"
 BAD_SHAPE = (
@@ -54,6 +55,8 @@ class Samples:
         parts: array of :class:`Part` values ``[N]``.
         attribution: lines that the data's licence asks to be shown.
         notes: what was changed or left out.
+        ids: how single rows are called, each differently; row numbers where there is nothing better. No result depends
+            on them.
 
     Raises:
         InputError: lengths that differ, labels out of range, an empty part, a class without training example, inputs
@@ -67,10 +70,20 @@ class Samples:
     parts: npt.NDArray[Any]
     attribution: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_inputs()
-        for what, values in (("labels", self.labels), ("groups", self.groups.codes), ("parts", self.parts)):
+        if not self.ids:
+            object.__setattr__(self, "ids", tuple(map(str, range(len(self.inputs)))))
+        if len(set(self.ids)) != len(self.ids):
+            raise InputError(SAME_ID)
+        for what, values in (
+            ("labels", self.labels),
+            ("groups", self.groups.codes),
+            ("parts", self.parts),
+            ("ids", self.ids),
+        ):
             if len(values) != len(self.inputs):
                 raise InputError(WRONG_ROWS.format(inputs=len(self.inputs), got=len(values), what=what))
         problem = outside(self.labels, len(self.classes))

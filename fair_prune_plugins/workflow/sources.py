@@ -91,8 +91,16 @@ def _from_table(data: TableData, base: Path, seed: int) -> Samples:
     notes: tuple[str, ...] = ()
     if skipped:
         notes = (f"{len(skipped)} of {len(files)} images are damaged and were left out, the first {skipped[0]!r}.",)
+    names = tuple(files[row] for row in read)
     return _assemble(
-        images, [labels[r] for r in read], groups.take(read), None if given is None else given[read], data, seed, notes
+        images,
+        [labels[row] for row in read],
+        groups.take(read),
+        None if given is None else given[read],
+        data,
+        seed,
+        notes,
+        names if len(set(names)) == len(names) else (),
     )
 
 
@@ -213,6 +221,7 @@ def _assemble(
     data: TableData | NpzData,
     seed: int,
     notes: tuple[str, ...],
+    ids: tuple[str, ...] = (),
 ) -> Samples:
     key = "data.labels" if isinstance(data, NpzData) else "data.target"
     values = [_text(t) for t in targets]
@@ -228,7 +237,7 @@ def _assemble(
         else _classes_of([t for t, p in zip(texts, parts, strict=True) if p == Part.TRAIN])
     )
     labels = _codes(texts, classes, parts, key)
-    return Samples(inputs, labels, classes, groups, parts, tuple(data.attribution), notes)
+    return Samples(inputs, labels, classes, groups, parts, tuple(data.attribution), notes, ids)
 
 
 def _complete_parts(

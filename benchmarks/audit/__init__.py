@@ -1,0 +1,1 @@
+"""How good is what the dense network alone foretells? Measured on real faces."""
