@@ -4,6 +4,7 @@ import io
 import os
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,14 +90,16 @@ def test_a_table_of_files_is_read_in_order(tmp_path: Path, zipped: bool, inside:
     assert [people.groups.names[c] for c in people.groups.codes] == expected
     assert set(people.rows(Part.TEST)) == set(np.flatnonzero(table["part"] == "held"))
     assert people.sizes == {"train": 24, "validation": 8, "test": 8}
-    assert people.ids == tuple(table["file"])
+    assert people.called == people.ids == tuple(table["file"])
 
 
 def test_rows_are_called_by_number_where_files_do_not_tell_them_apart(tmp_path: Path) -> None:
     table = table_of()
     table.loc[1, "file"] = table.loc[0, "file"]
     write(tmp_path, table, images_of(table))
-    assert load(tmp_path).ids == tuple(map(str, range(COUNT)))
+    people = load(tmp_path)
+    assert people.ids == ()
+    assert people.called == tuple(map(str, range(COUNT)))
 
 
 def test_parquet_grey_and_resizing(tmp_path: Path) -> None:
@@ -473,7 +476,15 @@ def test_stroke_width_of_drawn_strokes() -> None:
 
 def test_ids_tell_rows_apart_and_change_no_result() -> None:
     plain, named = some_people(), some_people(ids=tuple(f"person {i}" for i in range(30)))
-    assert plain.ids == tuple(map(str, range(30)))
+    assert plain.called == tuple(map(str, range(30)))
+    fewer = replace(
+        plain,
+        inputs=plain.inputs[:18],
+        labels=plain.labels[:18],
+        groups=plain.groups.take(range(18)),
+        parts=plain.parts[:18],
+    )
+    assert fewer.called == plain.called[:18]
     assert named.fingerprint() == plain.fingerprint()
     with pytest.raises(InputError, match="different for all rows"):
         some_people(ids=("a",) * 30)

@@ -217,11 +217,4 @@ def without_test(samples: Samples) -> Samples:
     names = [groups.names[code] for code in groups.codes[validation]]
     drawn = draw_parts(names, {Part.TEST: 0.5}, seed=SPLIT_SEED)
     parts[validation] = np.where(drawn == str(Part.TEST), str(Part.TEST), str(Part.VALIDATION))
-    return replace(
-        samples,
-        inputs=samples.inputs[kept],
-        labels=samples.labels[kept],
-        groups=groups,
-        parts=parts,
-        ids=tuple(samples.ids[row] for row in kept),
-    )
+    return replace(samples, inputs=samples.inputs[kept], labels=samples.labels[kept], groups=groups, parts=parts)

@@ -49,7 +49,8 @@ class AuditedSet:
 
     def ids(self, rows: Rows) -> pd.Index[str]:
         """Ids of the data set: file names, or row numbers, which stay the same whatever parts are drawn."""
-        named: pd.Index[str] = pd.Index([self.samples.ids[row] for row in rows.tolist()], dtype=object)
+        called = self.samples.called
+        named: pd.Index[str] = pd.Index([called[row] for row in rows.tolist()], dtype=object)
         return named
 
     def people(self, rows: Rows) -> People:

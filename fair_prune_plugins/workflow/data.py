@@ -55,8 +55,8 @@ class Samples:
         parts: array of :class:`Part` values ``[N]``.
         attribution: lines that the data's licence asks to be shown.
         notes: what was changed or left out.
-        ids: how single rows are called, each differently; row numbers where there is nothing better. No result depends
-            on them.
+        ids: how single rows are called, each differently, or empty where :attr:`called` is their number. No result
+            depends on them.
 
     Raises:
         InputError: lengths that differ, labels out of range, an empty part, a class without training example, inputs
@@ -74,15 +74,13 @@ class Samples:
 
     def __post_init__(self) -> None:
         self._check_inputs()
-        if not self.ids:
-            object.__setattr__(self, "ids", tuple(map(str, range(len(self.inputs)))))
         if len(set(self.ids)) != len(self.ids):
             raise InputError(SAME_ID)
         for what, values in (
             ("labels", self.labels),
             ("groups", self.groups.codes),
             ("parts", self.parts),
-            ("ids", self.ids),
+            ("ids", self.called),
         ):
             if len(values) != len(self.inputs):
                 raise InputError(WRONG_ROWS.format(inputs=len(self.inputs), got=len(values), what=what))
@@ -93,6 +91,11 @@ class Samples:
             if not (self.parts == part).any():
                 raise InputError(EMPTY_PART.format(part=part, sizes=self.sizes))
         self._check_classes()
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """What each row is called: its id, or its number."""
+        return self.ids or tuple(map(str, range(len(self.inputs))))
 
     def _check_inputs(self) -> None:
         if self.inputs.ndim < 2:
